@@ -188,7 +188,7 @@ def refusal(error: BaseException) -> Refusal | None:
 def advise(error: BaseException) -> None:
     """Add a note to a final error reply that the reader can do something about."""
     if isinstance(error, driver.MovedError):
-        error.add_note("This server is part of a cluster: use redis.asyncio.RedisCluster.")
+        error.add_note("This server is part of a cluster: use ResilientRedisCluster.")
 
 
 def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:

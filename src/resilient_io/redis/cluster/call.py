@@ -43,7 +43,7 @@ class ClusterCall(Call):
         make: Makes the call to a node.
         operation: Name of the command.
         slot: The slot of its keys; None for a command without keys.
-        member: The node to which it is sent first, whoever has the slot; None for the owner.
+        member: The node to which it is sent first; None for the owner of the slot.
         first: The call to that node, if the hot path has begun it.
         reads: Chooses the node, if replicas may answer.
         bounded: Whether the policy's deadline applies. A blocking command has its own time limit.

@@ -132,13 +132,13 @@ class _Unopened:
 _UNOPENED = _Unopened()
 
 
-class Nobody:
+class NoOwner:
     """Stands in for the owner of a slot that no node serves, as far as is known."""
 
     hot = _UNOPENED
 
 
-NOBODY = Nobody()
+NO_OWNER = NoOwner()
 
 
 class Member:
@@ -326,7 +326,7 @@ class Members:
         return next((each for each in opened if each.multiplexer is owner), None)
 
     def keep(self, addresses: Sequence[Address]) -> list[Member]:
-        """Let the members at other addresses leave, and return them."""
+        """Begin to close the members at other addresses, and return them."""
         wanted = dict.fromkeys(addresses)
         gone = [member for member in self if member.address not in wanted]
         for member in gone:

@@ -26,7 +26,7 @@ from resilient_io.text import clean_text, describe_error, format_address
 
 from ..attempt import AttemptFailed, end_of_wait, server_down
 from ..errors import CLOSED, ConnectionFailure
-from .nodes import NOBODY, Member, Members
+from .nodes import NO_OWNER, Member, Members
 from .slots import SlotTable, epoch_of, newest, read_table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..attempt import Limits
     from ..connection import PendingRequest
     from ..multiplexer import Multiplexer
-    from .nodes import Nobody, NodeSettings
+    from .nodes import NodeSettings, NoOwner
     from .slots import Address, AddressRules, Shard
 
 _QUESTION = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
@@ -66,7 +66,7 @@ class Router:
     """The owner of each slot, and the connections to it.
 
     Attributes:
-        owners: By slot, the member that has it, or `NOBODY`. The hot path reads this list.
+        owners: By slot, the member that has it, or `NO_OWNER`. The hot path reads this list.
         table: The slot table, which also has the replicas.
         members: The nodes and their connections.
         failure: Why the last node that was asked gave no answer, until one does.
@@ -83,7 +83,7 @@ class Router:
         rng: random.Random,
         interval: float,
     ) -> None:
-        self.owners: list[Member | Nobody] = [NOBODY] * SLOTS
+        self.owners: list[Member | NoOwner] = [NO_OWNER] * SLOTS
         self.table = SlotTable()
         self.members = Members(settings, search=self, suspected=self.suspect)
         self.failure: ConnectionFailure | None = None
@@ -415,7 +415,7 @@ class Router:
         # By identity: to compare shards takes long. MOVED leaves some that are not in `shards`.
         distinct = dict(zip(map(id, table.slots), table.slots, strict=True))
         member_of = {
-            key: NOBODY if shard is None else self.members.get(shard.master.address)
+            key: NO_OWNER if shard is None else self.members.get(shard.master.address)
             for key, shard in distinct.items()
         }
         owners = [member_of[id(shard)] for shard in table.slots]
@@ -426,7 +426,7 @@ class Router:
             self._reroute(before)
         self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
 
-    def _reroute(self, before: list[Member | Nobody]) -> None:
+    def _reroute(self, before: list[Member | NoOwner]) -> None:
         """Move the calls that were not sent to the new owners, in their order."""
         losers = {
             old: None
@@ -444,7 +444,7 @@ class Router:
             member.multiplexer.move_waiting(self._home_of)
 
     def _home_of(self, request: PendingRequest) -> Multiplexer | None:
-        owner = NOBODY if request.slot is None else self.owners[request.slot]
+        owner = NO_OWNER if request.slot is None else self.owners[request.slot]
         if not isinstance(owner, Member):
             return None
         if not owner.runtime.executor.closed:

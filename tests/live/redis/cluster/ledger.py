@@ -1,4 +1,4 @@
-"""Callers that push unique ids, and the comparison of what they were told with what is stored."""
+"""Callers that push unique ids, and the comparison of the replies with what is stored."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ def keys_of_shard(shard: int, count: int) -> list[str]:
 
 @dataclass
 class Comparison:
-    """What the servers have, compared with what the callers were told."""
+    """What the servers have, compared with the replies."""
 
     pushed: int
     lost: list[str]

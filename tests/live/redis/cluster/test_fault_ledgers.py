@@ -23,7 +23,7 @@ Fault = Callable[[RedisServerCluster], Awaitable[None]]
 
 
 async def run(fault: Fault, seconds: float) -> tuple[Ledger, float, Comparison]:
-    """Let callers push while a fault happens. Return what they saw from its beginning on."""
+    """Return what callers saw who push while a fault happens, from its beginning on."""
     async with (
         RedisServerCluster(replicas=1, node_timeout=2.0) as cluster,
         ResilientRedisCluster.from_url(cluster.url) as client,

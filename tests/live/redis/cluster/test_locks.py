@@ -43,7 +43,7 @@ async def test_holder_learns_that_its_lock_is_gone_on_the_new_master(cluster):
                 await asyncio.sleep(10)
 
 
-async def test_holder_that_cannot_renew_its_lock_is_told_in_time(cluster):
+async def test_holder_that_cannot_renew_its_lock_is_notified_in_time(cluster):
     async with ResilientRedisCluster.from_url(cluster.url, protocol=3) as client:
         shard = (await cluster.shards())[0]
         lock = client.lock(KEY, timeout=0.5, renew=True)
