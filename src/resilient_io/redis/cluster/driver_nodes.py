@@ -45,6 +45,8 @@ class DriverNodes(NodesManager):
         """Show another table from now on."""
         self._table = table
         self._epoch += 1
+        if not self._made:
+            return
         names = {node.name for node in table.nodes.values()}
         self._made = {name: node for name, node in self._made.items() if name in names}
         if self._default is not None and self._default.name not in names:

@@ -146,7 +146,6 @@ class Member:
 
     Attributes:
         address: Host and port.
-        name: The same as text.
         hot: Its multiplexer, for the hot path: `hot.fast` is None unless everything is well.
         suspected_at: Loop time at which it last failed, or -inf if it has answered since.
     """
@@ -162,7 +161,6 @@ class Member:
         suspected: Callable[[Member], None],
     ) -> None:
         self.address = address
-        self.name = format_address(*address)
         self.suspected_at = -math.inf
         self.hot = _UNOPENED
         self._settings = settings
@@ -172,6 +170,11 @@ class Member:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """Host and port as text."""
+        return format_address(*self.address)
 
     @property
     def runtime(self) -> Runtime:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
+import operator
 from collections import Counter
 from contextvars import Context
 from dataclasses import replace
@@ -31,7 +33,7 @@ from .slots import SlotTable, epoch_of, newest, read_table
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from redis.exceptions import AskError, MovedError
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from ..connection import PendingRequest
     from ..multiplexer import Multiplexer
     from .nodes import NodeSettings, NoOwner
-    from .slots import Address, AddressRules, Shard
+    from .slots import Address, AddressRules
 
 _QUESTION = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
 _PACKED = b"".join(hiredis.pack_command(words) for words in _QUESTION)  # type: ignore[arg-type]
@@ -97,7 +99,7 @@ class Router:
         self._rng = rng
         self._interval = interval
         self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
-        self._counts: Counter[Member] = Counter()
+        self._counts: Counter[Member | NoOwner] = Counter()
         self._changed_at = -math.inf  # loop time at which the table last changed
         self._ignored = 0  # refreshes in a row whose answers were older than the table
         self._wanted = Signal()
@@ -167,7 +169,7 @@ class Router:
     async def any_owner(self, limits: Limits) -> Member | AttemptFailed:
         """Return a node for a command without keys, preferably one that answers."""
         while True:
-            owners = list(self._counts)
+            owners = list(self.slots)
             healthy = [member for member in owners if not member.suspect]
             if healthy or owners:
                 return self._rng.choice(healthy or owners)
@@ -264,7 +266,11 @@ class Router:
     @property
     def slots(self) -> dict[Member, int]:
         """The number of slots of each member that has any."""
-        return {member: count for member, count in self._counts.items() if count > 0}
+        return {
+            member: count
+            for member, count in self._counts.items()
+            if count > 0 and isinstance(member, Member)
+        }
 
     # -- refreshing ------------------------------------------------------------------------------
 
@@ -308,7 +314,7 @@ class Router:
             table = newest(answers, None if ignored else self.table)
             self._ignored = 0 if table is not None else self._ignored + 1
             if table is not None:
-                self._apply(table, began)
+                await self._use(table, began)
             self.refreshes += 1
             return True
         return False
@@ -401,42 +407,46 @@ class Router:
             where = f"{where}: "
         self.failure = replace(error, detail=clean_text(f"{where}{error.detail}"))
 
-    def _apply(self, table: SlotTable, began: float) -> None:
+    async def _use(self, table: SlotTable, began: float) -> None:
         """Use another table, except for slots of which MOVED has said something newer."""
+        owners = self._owners_of(table)
+        await asyncio.sleep(0)  # each part takes some milliseconds for a thousand nodes
         now = asyncio.get_running_loop().time()
         recent = min(began, now - _TRUSTED)
         self._moved = {slot: move for slot, move in self._moved.items() if move[1] >= recent}
         for slot, (address, _) in self._moved.items():
             table.move(slot, address)
-        same = all(map(_is, table.slots, self.table.slots))
-        if not same:
+            owners[slot] = self.members.get(address)
+        before, self.table, self.owners = self.owners, table, owners
+        changed = list(itertools.compress(before, map(operator.is_not, before, owners)))
+        self._counts = Counter(owners)
+        del self._counts[NO_OWNER]
+        if changed:
             self._changed_at = now
-        self.table = table
-        # By identity: to compare shards takes long. MOVED leaves some that are not in `shards`.
-        distinct = dict(zip(map(id, table.slots), table.slots, strict=True))
-        member_of = {
-            key: NO_OWNER if shard is None else self.members.get(shard.master.address)
-            for key, shard in distinct.items()
-        }
-        owners = [member_of[id(shard)] for shard in table.slots]
-        before, self.owners = self.owners, owners
-        self._counts = Counter(member for member in owners if isinstance(member, Member))
+            self._reroute(dict.fromkeys(changed))
+        await asyncio.sleep(0)
         self._notify(table)
-        if not same:
-            self._reroute(before)
         self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
 
-    def _reroute(self, before: list[Member | NoOwner]) -> None:
+    def _owners_of(self, table: SlotTable) -> list[Member | NoOwner]:
+        """Return the owner of each slot."""
+        slots = table.slots
+        following = itertools.islice(slots, 1, None)
+        ends = itertools.compress(range(1, len(slots)), map(operator.is_not, slots, following))
+        owners: list[Member | NoOwner] = []
+        for end in (*ends, len(slots)):  # ranges: to look at each slot takes longer
+            shard = slots[len(owners)]
+            owner = NO_OWNER if shard is None else self.members.get(shard.master.address)
+            owners += [owner] * (end - len(owners))
+        return owners
+
+    def _reroute(self, before: Iterable[Member | NoOwner]) -> None:
         """Move the calls that were not sent to the new owners, in their order."""
-        losers = {
-            old: None
-            for old, new in zip(before, self.owners, strict=True)
-            if old is not new and isinstance(old, Member)
-        }
-        for member in losers:
-            self._move_waiting(member)
-            if member.suspect and not self._counts.get(member):
-                member.give_up()
+        for member in before:
+            if isinstance(member, Member):
+                self._move_waiting(member)
+                if member.suspect and not self._counts.get(member):
+                    member.give_up()
         self._publish_change()
 
     def _move_waiting(self, member: Member) -> None:
@@ -457,7 +467,3 @@ class Router:
             change.set_result(None)
         if not self.closed:
             self._health.probe_soon()
-
-
-def _is(one: Shard | None, other: Shard | None) -> bool:
-    return one is other
