@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from .loop_lag import LoopLag
     from .recorder import FlightRecorder
+    from .topology import Topology
 
 CLOSE_TIMEOUT = 1.0  # time for async callbacks to end when their owner is closed, in seconds
 
@@ -125,6 +126,11 @@ class Dependency:
         return self._machine.detail
 
     @property
+    def parts_lost(self) -> list[str]:
+        """The names of the lost parts, in the order in which they were lost."""
+        return self._machine.parts_lost
+
+    @property
     def latency(self) -> float | None:
         """Time that the latest measured answer took, in seconds."""
         return self._machine.latency
@@ -152,6 +158,16 @@ class Dependency:
         Linux. Of several connections, it is the worst value, or the sum of counts.
         """
         return combine(link for client in self._prober.clients for link in client.links())
+
+    @property
+    def topology(self) -> Topology | None:
+        """The servers behind it and their failovers; None for a single server.
+
+        It is what its first client that follows Sentinels or a cluster knows. No server is asked.
+        """
+        found = (client.topology for client in self._prober.clients)
+        topology = next((each for each in found if each is not None), None)
+        return topology() if topology is not None else None
 
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
@@ -212,6 +228,7 @@ class Dependency:
     def snapshot(self) -> dict[str, object]:
         """Return the availability as plain data for `json.dumps`. Times are in seconds."""
         machine, lag, link = self._machine, self._prober.lag, self.link
+        topology = self.topology
         return {
             "name": self.name,
             "state": machine.state.value,
@@ -226,6 +243,7 @@ class Dependency:
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
             "link": link and link.as_dict(),
+            "topology": topology and self._loop and topology.as_dict(self._loop.time()),
             "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
@@ -269,6 +287,7 @@ class Dependency:
         links: Callable[[], Sequence[LinkState]] = tuple,
         queued: Callable[[], float] = float,
         keep_alive: Callable[[], object] = tuple,
+        topology: Callable[[], Topology] | None = None,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -287,6 +306,8 @@ class Dependency:
             keep_alive: Called while this client is idle and another client of the dependency is
                 probed or busy. It may send something, so that no load balancer forgets an idle
                 connection. It must not raise.
+            topology: Returns the servers that the client knows, without contacting them; None for
+                a single server.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -300,6 +321,7 @@ class Dependency:
             ("links", links),
             ("queued", queued),
             ("keep_alive", keep_alive),
+            ("topology", topology or tuple),
         ):
             if not callable(function):
                 raise TypeError(
@@ -309,7 +331,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply, links, queued, keep_alive)
+        client = Client(probe, last_reply, links, queued, keep_alive, topology)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 
@@ -398,8 +420,29 @@ class Dependency:
         """Report that a lost part is back. A part that was not lost is ignored."""
         self._publish(self._machine.part_back(self._bind(), (owner, part)))
 
+    def failover_began(self, detail: str, *, owner: object = None) -> None:
+        """Report that another server is about to take over: DEGRADED, with the cause FAILOVER.
+
+        That holds also while the server does not answer, until `failover_ended` is called.
+        `detail` must not contain secrets.
+        """
+        now = self._bind()
+        detail = clean_detail(detail)
+        self.note("failover began", detail=detail)
+        self._publish(self._machine.failover_began(now, owner, detail))
+
+    def failover_ended(self, *, owner: object = None) -> None:
+        """Report the end of a failover, successful or not."""
+        now = self._bind()
+        self.note("failover ended")
+        self._publish(self._machine.failover_ended(now, owner))
+
+    def remark(self, text: str) -> None:
+        """Add a remark to the detail while the state is DOWN; an empty text removes it."""
+        self._publish(self._machine.remark(self._bind(), clean_detail(text) if text else ""))
+
     def forget_parts(self, owner: object) -> None:
-        """Forget the lost parts of a client that was closed."""
+        """Forget the lost parts of a client that was closed, and its failover."""
         # The evidence of another loop is gone with it.
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -543,6 +586,21 @@ class Reporter:
         """Report that a lost part of this client is back."""
         if not self._closed:
             self._dependency.part_back(part, owner=self)
+
+    def failover_began(self, detail: str) -> None:
+        """Report that another server is about to take over; see `Dependency.failover_began`."""
+        if not self._closed:
+            self._dependency.failover_began(detail, owner=self)
+
+    def failover_ended(self) -> None:
+        """Report the end of a failover; see `Dependency.failover_ended`."""
+        if not self._closed:
+            self._dependency.failover_ended(owner=self)
+
+    def remark(self, text: str) -> None:
+        """Add a remark to the detail of an outage; see `Dependency.remark`."""
+        if not self._closed:
+            self._dependency.remark(text)
 
     def close(self) -> None:
         """Withdraw the lost parts, and ignore further reports. Idempotent."""

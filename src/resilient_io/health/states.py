@@ -46,6 +46,7 @@ class Cause(enum.StrEnum):
     TLS = "TLS"
     AUTH = "auth"
     WRONG_DATABASE = "wrong database"
+    WRONG_SERVER = "wrong server"
     LOADING = "loading"
     READ_ONLY = "read-only"
     OUT_OF_MEMORY = "out of memory"
@@ -54,6 +55,7 @@ class Cause(enum.StrEnum):
     MASTER_DOWN = "master down"
     CLUSTER_DOWN = "cluster down"
     SLOTS_LOST = "slots lost"
+    FAILOVER = "failover"
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
     PROCESS_LIMIT = "process limit"
@@ -73,7 +75,10 @@ class Cause(enum.StrEnum):
     @property
     def permanent(self) -> bool:
         """Whether operator action is needed: waiting does not help."""
-        return self is Cause.AUTH or self is Cause.TLS or self is Cause.WRONG_DATABASE
+        return self in _PERMANENT
+
+
+_PERMANENT = (Cause.AUTH, Cause.TLS, Cause.WRONG_DATABASE, Cause.WRONG_SERVER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

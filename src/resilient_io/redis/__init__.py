@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .client import RedisStats, ResilientRedis
+from .client import ResilientRedis
 from .cluster import ResilientClusterPipeline, ResilientRedisCluster
 from .errors import (
     CrossSlotKeys,
@@ -10,22 +10,26 @@ from .errors import (
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
+    RedisNotReplicated,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
     RouteRefused,
 )
 from .lock import ResilientLock
-from .options import ConnectionSettings
+from .options import ConnectionSettings, Durability
 from .pipeline import ResilientPipeline
+from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",
     "CrossSlotKeys",
+    "Durability",
     "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
     "RedisDeadlineExceeded",
+    "RedisNotReplicated",
     "RedisOutcomeUnknown",
     "RedisOverloaded",
     "RedisStats",

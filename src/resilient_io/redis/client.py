@@ -9,7 +9,7 @@ import functools
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
@@ -30,11 +30,13 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
+from .durability import Acknowledgements, DurableCall, is_replicated
 from .errors import RouteRefused, remove_secrets
-from .instrumentation import is_patched, rebind, trace_command
+from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
 from .options import (
     ConnectionSettings,
+    Durability,
     check_conflicts,
     check_target,
     check_types,
@@ -46,13 +48,18 @@ from .options import (
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
+from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
 from .runtime import Runtime
+from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
+from .stats import RedisStats, read_stats
+from .views import ClientViews
+from .wrong_server import check_pushes, needs_pushes
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from redis.asyncio.client import Monitor, PubSub
     from redis.asyncio.connection import ConnectionPool
@@ -62,50 +69,11 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
+    from .addresses import Address, AddressMap
     from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
-    from .options import PoolOptions, RedisOptions, UrlOptions
-
-
-@dataclass(frozen=True, slots=True)
-class RedisStats:
-    """Counters since the client was started. Times are in seconds, sizes in bytes.
-
-    Attributes:
-        replies: Replies received on shared connections, one for each command of a batch.
-        ended: Calls that ended in an error of resilient-io, by the name of the error.
-        refused: Replies that said "not applied, for now".
-        retries: Attempts after the first.
-        connections: Shared connections that are open.
-        exclusive: Connections that single calls use, or that are kept for them.
-        in_flight: Calls on the shared connections without a reply yet.
-        waiting: Calls that wait for a connection or for room.
-        bytes_sent: Bytes written to shared connections.
-        bytes_received: Bytes read from shared connections.
-        budget: Tokens left for retries.
-        latency: The latencies below which 50 %, 90 %, 99 % and 99.9 % of the replies arrived,
-            counted from the write, or None without replies. Their resolution is that of the loop's
-            clock, which is 1 ms with uvloop.
-        latency_total: The sum of all latencies.
-        latency_counts: Non-empty histogram buckets as `(upper_bound_seconds, count)`; eight buckets
-            per power of two.
-    """
-
-    replies: int
-    ended: Mapping[str, int]
-    refused: int
-    retries: int
-    connections: int
-    exclusive: int
-    in_flight: int
-    waiting: int
-    bytes_sent: int
-    bytes_received: int
-    budget: float
-    latency: Mapping[str, float | None]
-    latency_total: float
-    latency_counts: tuple[tuple[float, int], ...]
+    from .options import PoolOptions, ReadFromName, RedisOptions, SentinelOptions, UrlOptions
 
 
 class _OwnOptions(NamedTuple):
@@ -126,7 +94,7 @@ _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
-class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in redis-py itself
+class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignore[misc] # in redis-py itself
     """A `redis.asyncio.Redis` that never repeats a non-idempotent write and knows its server.
 
     Every command, type and constructor is redis-py's. `async with` opens the connections and
@@ -146,6 +114,12 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         name: The name of the client and of its dependency in logs, errors and metrics. By default,
             "redis" and the address.
         rng: Source of jitter, client names and lock tokens; pass a seeded one to replay a schedule.
+        read_from: Which server answers reads of keys: `"master"`, `"replica"` (one with at most
+            `max_lag`, else the master), `"nearest"` (master or replica, by latency) or `"any"`
+            (the less busy one). See `with_read_from`.
+        max_lag: How many seconds of writes a replica may lack, at most; None for no limit.
+        durability: How many replicas must have a write before its call returns: a number, or a
+            `Durability`. Otherwise the call raises `RedisNotReplicated`. See `with_durability`.
         reopen: Whether a call after `aclose()` opens the client again, as in redis-py. Otherwise it
             raises `RedisClosed`.
         connection_pool: A pool of redis-py. Clients on the same pool with the same options share
@@ -180,12 +154,27 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         connections: ConnectionSettings | None = None,
         name: str | None = None,
         rng: random.Random | None = None,
+        read_from: ReadFromName = "master",
+        max_lag: float | None = DEFAULT_MAX_LAG,
+        durability: Durability | int | None = None,
         reopen: bool = True,
         connection_pool: ConnectionPool | None = None,
         single_connection_client: bool = False,
         **options: Unpack[RedisOptions],
     ) -> None:
         check_types(policy, health, connections)
+        self._durability = Durability.of(durability)
+        self._read_from = ReadFrom.of(read_from, max_lag)
+        if self._read_from.mode != "master" and single_connection_client:
+            raise ConfigurationError(
+                f'read_from="{read_from}" and single_connection_client=True contradict each other: '
+                f"omit one of them"
+            )
+        if self._durability is not None and single_connection_client:
+            raise ConfigurationError(
+                "durability= and single_connection_client=True contradict each other: call WAIT "
+                "yourself, which refers to the writes of this connection"
+            )
         given: dict[str, Any] = {**options}
         check_conflicts(given, policy)
         interval = given.pop("health_check_interval", 0)
@@ -217,7 +206,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
         self._rng = runtime.rng
         self.share_callbacks(self.connection_pool.connection_kwargs, _CALLBACKS)
-        self._hot = runtime.packer.direct  # whether commands may take the hot path at all
+        self._hot = self._may_be_hot  # whether commands may take the hot path at all
         self.health = runtime.health
         self.name = runtime.health.name if name is None else redact_credentials(name)
         if is_patched():
@@ -260,6 +249,10 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
     ) -> Self:
         """Return a client for a URL (`redis://`, `rediss://`, `unix://`), as redis-py does.
 
+        Also for Sentinels: `redis+sentinel://user:password@s1:26379,s2:26379/mymaster/0`, with TLS
+        `rediss+sentinel://…`. User and password are those of the servers. Options with the prefix
+        `sentinel_` are for the Sentinels: `?sentinel_password=…`, `sentinel_ssl=no`.
+
         Args:
             url: The server's URL. A password in it is never shown.
             single_connection_client: As in the constructor.
@@ -278,6 +271,50 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         )
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
+
+    @classmethod
+    def from_sentinel(
+        cls,
+        sentinels: Iterable[Address],
+        service_name: str,
+        *,
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        min_other_sentinels: int = 0,
+        force_master_ip: str | None = None,
+        address_map: AddressMap | None = None,
+        **options: Unpack[SentinelOptions],
+    ) -> Self:
+        """Return a client for the master that Sentinels monitor. It follows failovers.
+
+        Args:
+            sentinels: Host and port of each Sentinel: `[("sentinel-1", 26379), …]`.
+            service_name: The name of the master in the configuration of the Sentinels.
+            sentinel_kwargs: Options of the connections to the Sentinels, which may have another
+                user, password and TLS than the servers: `{"password": …, "ssl": True}`. By
+                default, the `socket_…` options of the servers.
+            min_other_sentinels: How many other Sentinels one must know so that its answer counts.
+            force_master_ip: The host of the master, whatever the Sentinels say.
+            address_map: Where servers are reached that the Sentinels announce at addresses which
+                do not lead anywhere from here (NAT, containers): a mapping of `(host, port)` to
+                `(host, port)`, or a function of `(host, port)` that returns such a tuple.
+            **options: Those of the constructor, which apply to the servers.
+
+        Raises:
+            ConfigurationError: An argument is invalid.
+        """
+        given: dict[str, Any] = {**options}
+        ours = {key: given.pop(key) for key in _OPTIONS_OF_FROM_SENTINEL if key in given}
+        check_conflicts(given, ours.get("policy"))
+        pool = pool_from_sentinels(
+            sentinels,
+            service_name,
+            given,
+            sentinel_kwargs=sentinel_kwargs,
+            min_other_sentinels=min_other_sentinels,
+            force_master_ip=force_master_ip,
+            address_map=address_map,
+        )
+        return cls.from_pool(pool, **ours)
 
     @classmethod
     def from_pool(cls, connection_pool: ConnectionPool, **options: Unpack[PoolOptions]) -> Self:
@@ -371,16 +408,20 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         executor = runtime.executor
         spec = SPECS.get(args[0]) or lookup(args)
         runtime.scripts.note(spec.name, args)
+        replica = self._choose_replica(spec, args)
+        if replica is not None:
+            return await self._read_from_replica(replica, Command(spec, args, options))
         executor.check_available(spec.name, self._policy)
         if spec.name in SETTINGS and not runtime.bound:
             return await self._apply_setting(spec, args, options)
-        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
-            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        self._check_route(spec, args)
         started = reopened if reopened is not None else runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
         command = Command(spec, args, options)
+        if self._durability is not None and is_replicated(spec, args):
+            return await self._execute_durably(self._durability, command, started)
         call: ExclusiveCall | MultiplexedCall
         if spec.route is Route.EXCLUSIVE and not runtime.bound:
             call = self._exclusive_call(command)
@@ -395,6 +436,47 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             if undo is not None and error.progress is Progress.NOT_SENT:
                 undo()
             raise
+
+    def _check_route(self, spec: CommandSpec, args: tuple[Any, ...]) -> None:
+        """Raise if a command cannot work on the connections of this client."""
+        bound = self._runtime.bound
+        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not bound):
+            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if spec.route is Route.BOUND:
+            protocol = pool_settings(self.connection_pool).get("protocol")
+            check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
+
+    def _choose_replica(self, spec: CommandSpec, args: tuple[Any, ...]) -> Runtime | None:
+        """Return the runtime of the replica for a read, or None for the master."""
+        if self._read_from.mode == "master" or not is_replica_read(spec, args):
+            return None
+        return ReplicaSet.of(self._runtime).choose(self._read_from)
+
+    async def _read_from_replica(self, replica: Runtime, command: Command) -> Any:
+        """Send a read to a replica, and to the master if that fails."""
+        runtime = self._runtime
+        data = self._packer.pack(command.spec.words, command.args)
+        call = ReplicaRead(
+            self._multiplexed_call(command, data, runtime=replica),
+            functools.partial(self._multiplexed_call, command, data),
+        )
+        started = runtime.multiplexer.time()
+        return await runtime.executor.run(
+            call, self._policy, started=started, deliberate=self._deliberate
+        )
+
+    async def _execute_durably(
+        self, durability: Durability, command: Command, started: float
+    ) -> Any:
+        """Send a write, and wait until enough replicas have it."""
+        executor = self._runtime.executor
+        acknowledgements = Acknowledgements(durability)
+        data = self._packer.pack(command.spec.words, command.args)
+        make = functools.partial(DurableCall, acknowledgements=acknowledgements)
+        call = self._multiplexed_call(command, data, kind=make)
+        reply = await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
+        acknowledgements.check(executor, call.operation, reply, started)
+        return reply
 
     async def _apply_setting(
         self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]
@@ -428,7 +510,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
             twin._closed = False  # only this client knows; it is asked below
-            twin._hot = self._packer.direct and not self._deliberate
+            twin._hot = self._may_be_hot
         if self._is_closed:
             began, limit = await self._ensure_open(args[0]), self._policy.deadline
             if began is not None and limit is not None:
@@ -479,16 +561,23 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             raise self._runtime.executor.closed_error(operation)
 
     def _multiplexed_call(
-        self, command: Command, data: bytes, first: Exception | None = None
+        self,
+        command: Command,
+        data: bytes,
+        first: Exception | None = None,
+        *,
+        kind: Callable[..., MultiplexedCall] = MultiplexedCall,
+        runtime: Runtime | None = None,
     ) -> MultiplexedCall:
-        return MultiplexedCall(
-            self._runtime.multiplexer,
+        runtime = runtime if runtime is not None else self._runtime
+        return kind(
+            runtime.multiplexer,
             self.callback_table,
             self._policy,
             command,
             data,
-            exchange=self._runtime.pool.exchange,
-            scripts=self._runtime.scripts,
+            exchange=runtime.pool.exchange,
+            scripts=runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,
         )
@@ -525,6 +614,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             deliberate=self._deliberate,
             tracing=self._tracing,
             instrumented=self._instrumented,
+            durability=self._durability,
         )
 
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
@@ -538,6 +628,9 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         def pubsub(self, **options: Any) -> PubSub:
             """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
             self._check_open("pubsub")
+            handler = options.get("push_handler_func") is not None
+            protocol = pool_settings(self.connection_pool).get("protocol")
+            check_pushes("pubsub(push_handler_func=…)", needed=handler, protocol=protocol)
             options.setdefault("event_dispatcher", self._event_dispatcher)
             return _PubSub(self, self.connection_pool, **options)
 
@@ -604,7 +697,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             )
         kind: type[Any] = lock_class if lock_class is not None else ResilientLock
         lock: ResilientLock = kind(
-            self,
+            self._plain_view(),
             name,
             timeout=timeout,
             sleep=sleep,
@@ -641,29 +734,6 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             "set_retry() is not supported: use redis.with_policy(attempts=3) instead"
         )
 
-    def with_policy(self, policy: RetryPolicy | None = None, **changes: Any) -> Self:
-        """Return a view of this client with another policy on the same connections.
-
-        The policy counts as chosen for each call: with `repeat="any"` it also covers FLUSHALL and
-        other dangerous commands. A shorter `deadline` shortens the timeouts within it. Closing the
-        view does nothing. Connections keep their connect timeout.
-
-        Args:
-            policy: The other policy; None for this client's own.
-            **changes: Fields of the policy to change, for example `repeat="any"`.
-
-        Raises:
-            ConfigurationError: The policy contradicts itself.
-        """
-        check_types(policy, None, None)
-        self.own_callbacks()
-        view = copy.copy(self)
-        view._uninstrumented = None
-        rebind(view)
-        view._policy = (policy if policy is not None else self._policy).replace(**changes)
-        view._deliberate, view._hot = True, False
-        return view
-
     def __copy__(self) -> Self:
         """Return a view of this client: a copy that shares its connections."""
         view = object.__new__(type(self))
@@ -673,26 +743,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
 
     def stats(self) -> RedisStats:
         """Return the counters: calls, outcomes, retries, traffic and latency quantiles."""
-        runtime = self._runtime
-        multiplexer, executor = runtime.multiplexer, runtime.executor
-        replies, sent, received = multiplexer.traffic
-        connections, latencies = multiplexer.connections, multiplexer.latencies
-        return RedisStats(
-            replies=replies,
-            ended=dict(executor.ended),
-            refused=executor.refusals,
-            retries=executor.retries,
-            connections=len(connections),
-            exclusive=runtime.pool.open,
-            in_flight=sum(connection.in_flight for connection in connections),
-            waiting=multiplexer.waiting,
-            bytes_sent=sent,
-            bytes_received=received,
-            budget=executor.budget.tokens,
-            latency=latencies.quantiles,
-            latency_total=latencies.total,
-            latency_counts=latencies.counts,
-        )
+        return read_stats(self._runtime)
 
     def liveness_failure(self) -> str | None:
         """Return why only a restart helps (a task of the client crashed), or None.
@@ -750,7 +801,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             close_connection_pool: Whether to close redis-py's pool, too; by default if the client
                 created it.
         """
-        if self._deliberate:
+        if self._is_view:
             return
         self._closed, self._hot = True, False
         close_all = close_connection_pool
@@ -765,7 +816,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
 
     def _mark_open(self) -> None:
         self._closed = False
-        self._hot = self._packer.direct and not self._instrumented
+        self._hot = self._may_be_hot and not self._instrumented
         self._count()
 
     def _count(self) -> None:
@@ -811,7 +862,11 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
 _execute_command = ResilientRedis.execute_command
 """The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
 
-_OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
+_OPTIONS_OF_FROM_URL = (
+    "policy", "health", "connections", "name", "rng", "reopen",
+    "read_from", "max_lag", "durability",
+)  # fmt: skip
+_OPTIONS_OF_FROM_SENTINEL = (*_OPTIONS_OF_FROM_URL, "single_connection_client")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 _NO_TIME = 1e-6  # seconds that are left of a deadline that has passed
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")

@@ -32,7 +32,7 @@ from .attempt import (
     read_reply,
     server_down,
 )
-from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
+from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, end_wait, is_ended_wait, keep_alive
 from .commands import Effect
 from .connect import (
     PROMPT_ANSWER,
@@ -41,6 +41,7 @@ from .connect import (
     StallTolerantTimeout,
     abort,
     connect,
+    connect_again,
     exchange,
     identify,
     is_lost,
@@ -54,7 +55,7 @@ from .scripts import load_over
 from .turns import ConnectTurn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+_FAREWELL_TIMEOUT = 0.5  # seconds to end the waits on a server that was left
+_FAREWELL_PAUSE = 0.05  # seconds in which its replies about that arrive
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
 _HEAD_START = 0.003
@@ -179,9 +183,9 @@ class ExclusivePool:
             limits.sent, partial(self._acquire_when_safe, limits), queued_until=limits.until
         )
 
-    async def until_fenced(self, until: float | None) -> AttemptFailed | None:
+    async def until_safe(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
-        return await self._within(until, self._multiplexer.until_fenced)
+        return await self._within(until, self._multiplexer.until_safe)
 
     async def exchange(
         self,
@@ -245,13 +249,8 @@ class ExclusivePool:
         if self.closed:
             self.give_back(connection, clean=False)
             return
-        task = asyncio.get_running_loop().create_task(
-            self._recover(connection, self._known[connection].client_id, command),
-            name=f"resilient-io redis recover {command}",
-            context=context_without_deadline(),
-        )
-        self._recoveries.append(task)
-        task.add_done_callback(self._recoveries.remove)
+        client_id = self._known[connection].client_id
+        self._start_recovery(self._recover(connection, client_id, command), f"recover {command}")
 
     def drop_all(self) -> None:
         """Close every connection: the dependency went down, so no call should wait on one."""
@@ -267,9 +266,11 @@ class ExclusivePool:
             self._discard(connection)
         self._idle.clear()
 
-    def leave_server(self) -> list[object]:
+    def leave_server(self, failure: ConnectionFailure | None) -> list[object]:
         """Close every idle connection, and those in use when they are released.
 
+        With a `failure`, those in use are closed immediately, and their calls fail with it. Calls
+        that block continue elsewhere if the former server still answers, and ends their wait.
         Return the addresses of their server.
         """
         self._opened_after = asyncio.get_running_loop().time()
@@ -277,7 +278,52 @@ class ExclusivePool:
         for connection in list(self._idle):
             self._discard(connection)
         self._idle.clear()
+        if failure is not None:
+            for carrier in list(self._carriers):
+                carrier.close(failure)
+            waiting: dict[AbstractConnection, ExclusiveConnection] = {}
+            for connection in self._acquired:
+                known = self._known.get(connection)
+                if known is not None:
+                    known.failure, known.left = failure, True
+                if known is not None and known.blocking and known.client_id is not None:
+                    waiting[connection] = known
+                else:
+                    self._discard(connection)
+            if waiting:
+                self._start_recovery(self._end_waits(waiting), "end waits")
         return peers
+
+    async def _end_waits(self, waiting: dict[AbstractConnection, ExclusiveConnection]) -> None:
+        """End the waits of calls on a server that was left, so that they continue elsewhere."""
+        asked: AbstractConnection | None = None
+        try:
+            first = next(iter(waiting))
+            asked = await connect_again(self._target, first, timeout=_FAREWELL_TIMEOUT)
+            query = query_over(asked, _FAREWELL_TIMEOUT)
+            for known in waiting.values():
+                await end_wait(query, known, error=True)
+            await asyncio.sleep(_FAREWELL_PAUSE)
+        except (RedisError, OSError):
+            pass  # it does not answer: nothing is known about these calls
+        finally:
+            if asked is not None:
+                abort(asked)
+            for connection, known in waiting.items():
+                if self._known.get(connection) is known:
+                    self._discard(connection)
+
+    def _start_recovery(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(
+            work, name=f"resilient-io redis {name}", context=context_without_deadline()
+        )
+        self._recoveries.append(task)
+        task.add_done_callback(self._recoveries.remove)
+
+    def _was_left(self, connection: AbstractConnection) -> bool:
+        """Return whether a connection leads to a server that was left since it was opened."""
+        known = self._known.get(connection)
+        return known is None or known.opened <= self._opened_after
 
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
@@ -399,11 +445,12 @@ class ExclusivePool:
         while True:
             if not await self._available(limits):
                 return server_down(self._multiplexer.health)
+            await self._multiplexer.failover.until_over()
             connection = await self.acquire()
             usable = False
             try:
-                await self._multiplexer.until_fenced()
-                usable = not is_lost(connection)
+                await self._multiplexer.until_safe()
+                usable = not (is_lost(connection) or self._was_left(connection))
             finally:
                 if not usable:
                     self.give_back(connection, clean=not is_lost(connection))
@@ -521,6 +568,7 @@ class ExclusivePool:
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
+        check_master = self._target.expect_master()
         keep_alive(connection)
         known = None
         session = self._multiplexer.session
@@ -529,6 +577,7 @@ class ExclusivePool:
             if is_multiplexable(connection):
                 client_id = await identify(connection, name, timeout=policy.connect_timeout)
                 version = await session.apply(query_over(connection, policy.connect_timeout), name)
+            check_master()
             self._known[connection] = known = ExclusiveConnection(name, client_id, version)
         finally:
             if known is None:
@@ -542,7 +591,7 @@ class ExclusivePool:
     def _keep(self, connection: AbstractConnection) -> None:
         known = self._known.get(connection)
         left = known is not None and (
-            known.opened < self._opened_after or known.version != self._multiplexer.session.version
+            self._was_left(connection) or known.version != self._multiplexer.session.version
         )
         if left or self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)
@@ -742,33 +791,56 @@ class ExclusiveCall(Call):
             return late
         known = pool.known(connection)
         known.unanswered = self.effect is not Effect.READ
-        clean = waiting = False
+        known.blocking = self._blocks
+        clean = False
         sent = asyncio.get_running_loop().time()
         try:
-            reply = await self._exchange(connection, known, limits.until)
-            if isinstance(reply, AttemptFailed) and self._may_be_waiting(connection, reply):
-                waiting = await pool.blocked.end_wait(known, limits.until)
-            clean = not isinstance(reply, AttemptFailed)
+            reply = await self._receive(connection, known, limits.until, sent)
+            clean = not isinstance(reply, AttemptFailed | _StillWaiting)
         except (UnicodeDecodeError, DataError):
             # The reply was read, and redis-py's parser stays in sync; or nothing was sent.
             clean = True
             raise
         finally:
-            if recoverable and not clean and connection.is_connected:
+            known.blocking = False
+            if recoverable and not clean and connection.is_connected and not known.left:
                 pool.recover(connection, self.operation)
             else:
                 pool.give_back(connection, clean=clean)
-        if isinstance(reply, AttemptFailed):
-            if waiting and self._timeout is None and not reply.expired:
-                return _StillWaiting(sent)
-            progress = Progress.NOT_SENT if waiting else reply.progress
-            reply = replace(reply, connection=known, progress=progress)
+        if isinstance(reply, AttemptFailed | _StillWaiting):
+            pass
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.callback_table
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
         elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
             self._multiplexer.write_accepted()
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
+
+    async def _receive(
+        self,
+        connection: AbstractConnection,
+        known: ExclusiveConnection,
+        until: float | None,
+        sent: float,
+    ) -> object:
+        """Send the command and return the reply, or an `AttemptFailed`.
+
+        Return a `_StillWaiting` if the wait for a reply should continue on another connection.
+        """
+        reply = await self._exchange(connection, known, until)
+        if not isinstance(reply, AttemptFailed):
+            if not known.left or known.failure is None:
+                return reply
+            if is_ended_wait(reply):
+                return _StillWaiting(sent)
+            reply = AttemptFailed.because(known.failure, Progress.MAYBE_APPLIED)
+        elif self._may_be_waiting(connection, reply) and await self._pool.blocked.end_wait(
+            known, until
+        ):
+            if self._timeout is None and not reply.expired:
+                return _StillWaiting(sent)
+            reply = replace(reply, progress=Progress.NOT_SENT)
+        return replace(reply, connection=known)
 
     def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:
         """Return whether to ask the server if it still has the lost connection of this call."""

@@ -7,23 +7,27 @@ import contextlib
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
+from resilient_io.health import Cause
 from resilient_io.retry import RetryBudget
 
 from .attempt import Packer, Server
 from .credentials import follow_credentials
-from .errors import RedisClosed
+from .errors import ConnectionFailure, RedisClosed
 from .executor import Executor
+from .failover import Failover
 from .lock_keys import LockKeys, LockServer
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts, ScriptBodies
+from .sentinel_monitor import SentinelMonitor
 from .session import SessionSettings
+from .topology import SentinelTopology
 
 if TYPE_CHECKING:
     import random
@@ -38,7 +42,10 @@ if TYPE_CHECKING:
     from .connect import RedisTarget
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
+    from .sentinel import KnownMaster
 
+
+C = TypeVar("C")
 
 _KEPT_UNUSED = 10.0
 """Seconds for which connections are kept for the next client on the same pool."""
@@ -58,7 +65,9 @@ class Runtime:
     pool: ExclusivePool
     executor: Executor
     locks: LockKeys
+    failover: Failover
     server: Server
+    _monitor: SentinelMonitor | None
     _reports: Reporter
 
     def __init__(
@@ -96,11 +105,15 @@ class Runtime:
         self._unused_since = 0.0
         self._checks_use = False  # whether a timer checks if it is still used
         self._use_check: asyncio.TimerHandle | None = None
+        self._companions: dict[type, Any] = {}
         self._build()
+        if target.master is not None:
+            target.master.on_change(self._master_changed)
         notify_on_fork(self.note_fork)
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
+        self.failover = Failover(self._reports, self.health.name)
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self.policy,
@@ -112,19 +125,63 @@ class Runtime:
             session=self.session,
             bound=self.bound,
             unfenced=unfenced,
+            failover=self.failover,
         )
+        self._monitor = self._make_monitor()
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
         server = LockServer(multiplexer, self.pool)
         self.locks = LockKeys(server_of=partial(_only, server), moved=_do_nothing, rng=self.rng)
-        search = self._search or MasterSearch(multiplexer, self.pool, self.rng)
+        search = self._search or MasterSearch(self.leave_server, self._ask_sentinels, self.rng)
         self.server = Server(multiplexer, self.health, self._reports, search)
         self.executor = Executor(
             server=self.server,
             health=self.health,
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
             rng=self.rng,
+        )
+
+    def _make_monitor(self) -> SentinelMonitor | None:
+        source = self.target.master
+        if source is None:
+            return None
+        topology = SentinelTopology(
+            source=source,
+            failover=self.failover,
+            multiplexer=self.multiplexer,
+            address_map=self.target.address_map,
+        )
+        return SentinelMonitor(
+            self.target,
+            source=source,
+            failover=self.failover,
+            topology=topology,
+            health=self.health,
+            reports=self._reports,
+            rng=self.rng,
+        )
+
+    def companion(self, kind: type[C], make: Callable[[], C]) -> C:
+        """Return the object of a kind that belongs to this runtime, which closes it.
+
+        It is made when it is first needed, and has a coroutine function `aclose`.
+        """
+        found: C | None = self._companions.get(kind)
+        if found is None:
+            found = self._companions[kind] = make()
+        return found
+
+    def sibling(self, target: RedisTarget, health: Dependency) -> Runtime:
+        """Return a runtime like this one, for another server."""
+        return Runtime(
+            target=target,
+            policy=self.policy,
+            health=health,
+            settings=self._settings,
+            template=self._template,
+            rng=self.rng,
+            bound=False,
         )
 
     @property
@@ -163,8 +220,11 @@ class Runtime:
             links=probe.links,
             queued=probe.queued,
             keep_alive=probe.keep_alive,
+            topology=self._monitor.topology if self._monitor is not None else None,
         )
         self._subscription = self.health.on_update(self._health_changed)
+        if self._monitor is not None:
+            self._monitor.start()
 
     async def reopen(self) -> None:
         """Make a closed client usable again, after a closing that is under way.
@@ -194,12 +254,48 @@ class Runtime:
         self.multiplexer.refresh()
         if not self.health.available:
             self.pool.drop_all()
+            self._ask_sentinels()
+
+    def leave_server(self, failure: ConnectionFailure | None = None) -> None:
+        """Leave every connection, shared or exclusive, so that the address is found again.
+
+        With a `failure`, another server has taken over, and is certain to be found: connections are
+        closed immediately, and late replies are discarded, because the former server's data are
+        about to be overwritten. Without one, calls in flight may finish.
+        """
+        target, multiplexer = self.target, self.multiplexer
+        peers = [*(each.peer for each in multiplexer.connections), *self.pool.leave_server(failure)]
+        for peer in peers:
+            target.avoid_peer(peer)
+        if failure is not None:
+            multiplexer.leave_server(failure)
+            return
+        for connection in multiplexer.connections:
+            multiplexer.retire(connection)
+
+    def _master_changed(self, before: KnownMaster | None, after: KnownMaster) -> None:
+        """Continue on the new master: the Sentinels have named it."""
+        if before is None or not self.running:
+            return
+        detail = f"the Sentinels made {after} the master instead of {before}"
+        self.health.note("failover", detail=detail)
+        held = self.multiplexer.waiting
+        # In this order: calls that are not held any more must not reach the former master.
+        self.leave_server(ConnectionFailure(Cause.FAILOVER, detail))
+        self.failover.switch(str(after), detail, held=held)
+
+    def _ask_sentinels(self) -> None:
+        if self._monitor is not None:
+            self._monitor.ask()
 
     def liveness_failure(self) -> str | None:
         """Return why only a new process helps, or None, also while the client does not run."""
         if self._binding is None or self._binding.closed or self._closing is not None:
             return None
-        return self.multiplexer.liveness_failure()
+        failure = self.multiplexer.liveness_failure()
+        if failure is None and self._monitor is not None:
+            failure = self._monitor.liveness_failure()
+        return failure
 
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Fail every call as closed, close every connection, end every task, and await `also`.
@@ -234,6 +330,10 @@ class Runtime:
             self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
+        for companion in list(self._companions.values()):
+            await companion.aclose()
+        if self._monitor is not None:
+            await self._monitor.aclose()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
         await self.multiplexer.aclose()

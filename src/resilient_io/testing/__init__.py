@@ -2,6 +2,7 @@
 
 - `RedisServer`, `RedisSentinel`, `RedisServerCluster`, `KafkaServer` and `KafkaCluster` are servers
   to kill and freeze.
+- `SentinelSetup` is a master with replicas and Sentinels, which fail over.
 - `FaultProxy` drops replies, holds requests and slows down connections.
 - `cancel_everywhere` cancels a coroutine at every point where it can be cancelled.
 - `VirtualTimeLoop` is an event loop whose time jumps to the next timer.
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .process import NoServerError, ServerDidNotStartError, free_port
     from .proxy import FaultProxy, ProxiedConnection
     from .resp import Reply, Request, ServerError
+    from .sentinels import SentinelSetup
     from .servers import (
         Binary,
         Certificates,
@@ -75,6 +77,7 @@ __all__ = [
     "RedisServerCluster",
     "Reply",
     "Request",
+    "SentinelSetup",
     "ServerDidNotStartError",
     "ServerError",
     "SlotMigration",
@@ -109,6 +112,7 @@ _MODULES = {
     "process": "NoServerError ServerDidNotStartError free_port",
     "proxy": "FaultProxy ProxiedConnection",
     "resp": "Reply Request ServerError",
+    "sentinels": "SentinelSetup",
     "servers": "Binary Certificates RedisSentinel RedisServer embedded_redis find_embedded_redis "
     "find_redis make_certificates",
     "virtual_time": "NothingWillHappenError VirtualTimeLoop new_virtual_loop",

@@ -146,6 +146,14 @@ async def shared_redis(_server_of_session: testing.RedisServer) -> testing.Redis
 
 
 @async_fixture
+async def sentinel_setup() -> AsyncIterator[testing.SentinelSetup]:
+    """A master with two replicas and three Sentinels for this test."""
+    _require_real_time("sentinel_setup")
+    async with testing.SentinelSetup() as setup:
+        yield setup
+
+
+@async_fixture
 async def redis_cluster() -> AsyncIterator[testing.RedisServerCluster]:
     """A cluster of three masters with a replica each, to kill and freeze; it starts in about 4 s.
 

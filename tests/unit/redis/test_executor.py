@@ -55,6 +55,7 @@ class FakeConnection:
 class FakeMultiplexer:
     current = None
     bound_state = SimpleNamespace(lost=[])
+    failover = SimpleNamespace(expected_within=0.0)
 
     def refresh(self):
         pass
@@ -80,7 +81,7 @@ class Scene(Call):
                 FakeMultiplexer(),
                 health := Dependency("redis"),
                 health.reporter(),
-                SimpleNamespace(note_refusal=lambda: None),
+                SimpleNamespace(note_refusal=lambda _: None),
             ),
             health=health,
             budget=self.budget,

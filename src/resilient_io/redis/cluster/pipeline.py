@@ -30,7 +30,6 @@ from ..errors import (
     RedisOutcomeUnknown,
     RedisUnavailable,
     RouteRefused,
-    advise,
     refusal_in_cluster,
 )
 from ..pipeline import ResilientPipeline
@@ -315,7 +314,6 @@ class ResilientClusterPipeline(ClusterPipeline):
     async def _read(self, command: QueuedCommand, reply: Any) -> Any:
         """Return what redis-py would for a reply."""
         if isinstance(reply, Exception):
-            advise(reply)
             return command.options.get(EMPTY_RESPONSE, reply)
         try:
             table = self._client.callback_table

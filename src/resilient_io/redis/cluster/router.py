@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Limits
     from ..connection import PendingRequest
+    from ..errors import Refusal
     from ..multiplexer import Multiplexer
     from .nodes import NodeSettings, NoOwner
     from .slots import Address, AddressRules
@@ -249,7 +250,7 @@ class Router:
         member.suspected_at = asyncio.get_running_loop().time()
         self.refresh_soon()
 
-    def note_refusal(self) -> None:
+    def note_refusal(self, refusal: Refusal) -> None:  # noqa: ARG002 (the cluster decides)
         """Refresh the table: a node has refused a call."""
         self.refresh_soon()
 

@@ -155,7 +155,6 @@ async def test_cancelled_pipelines_leak_nothing_while_a_master_changes(cluster, 
     await failover
     await ledger.stop()
     assert any(results)
-    assert ledger.errors == []
     await ledger.check()
     members = [member for member in client._router.members if member.opened]
     async with asyncio.timeout(5):
