@@ -28,7 +28,7 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
             for work in cluster:
                 results[work.name] = await arena.compete(work, rounds, seconds)
     if not set(wanted) - {work.name for work in cluster} - {"refresh"}:
-        return results | _refresh(loop, effort, say)
+        return results | await _refresh(loop, effort, say)
     async with Arena(loop, say) as arena:
         for work in WORKS:
             if work.name in wanted and not work.cluster:
@@ -41,14 +41,14 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
             results["scale"] = await arena.scale()
         if "down" in wanted:
             results["down"] = await arena.down(rounds)
-    return results | _refresh(loop, effort, say)
+    return results | await _refresh(loop, effort, say)
 
 
-def _refresh(loop: str, effort: Effort, say: Say) -> Results:
+async def _refresh(loop: str, effort: Effort, say: Say) -> Results:
     if "refresh" not in effort.wanted:
         return {}
     say(f"{loop}: reading the slots of a cluster")
-    return {"refresh": refresh.measure(effort.rounds)}
+    return {"refresh": await refresh.measure(effort.rounds)}
 
 
 def _tables(results: Results) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .client import ResilientRedis
-from .cluster import ResilientRedisCluster
+from .cluster import ResilientClusterPipeline, ResilientRedisCluster
 from .errors import (
+    CrossSlotKeys,
     LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
@@ -22,6 +23,7 @@ from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",
+    "CrossSlotKeys",
     "Durability",
     "LockLost",
     "RedisAuthenticationFailed",
@@ -32,6 +34,7 @@ __all__ = [
     "RedisOverloaded",
     "RedisStats",
     "RedisUnavailable",
+    "ResilientClusterPipeline",
     "ResilientLock",
     "ResilientPipeline",
     "ResilientRedis",

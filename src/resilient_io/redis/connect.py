@@ -473,7 +473,6 @@ class RedisTarget:
         pool: The pool.
         source: Where the address comes from, if not from the pool.
         sentinel: Whether the address is that of a Sentinel, not of a server with data.
-        in_cluster: Whether it is a node of a cluster whose other nodes the client knows.
     """
 
     def __init__(
@@ -482,7 +481,6 @@ class RedisTarget:
         *,
         source: AddressSource | None = None,
         sentinel: bool = False,
-        in_cluster: bool = False,
     ) -> None:
         self._sentinel = sentinel
         self._source = source
@@ -515,8 +513,6 @@ class RedisTarget:
             # on Python 3.11; the user of the connection sets time limits.
             socket_timeout=None,
         )
-        self.in_cluster = in_cluster
-        """Whether its client knows the other nodes of the cluster, and follows MOVED."""
         self.sentinels: Sequence[SentinelNode] = ()
         """The Sentinels that are asked for the address."""
         self.master: SentinelAddress | None = None
@@ -635,8 +631,6 @@ class RedisTarget:
 
         `known` is whether the command is one of Redis.
         """
-        if self.in_cluster:
-            return error
         where = address_of(self._settings.get("host"), self._settings.get("port", 6379))
         return explain_reply(error, known=known, where=where)
 

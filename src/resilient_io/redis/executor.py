@@ -72,7 +72,7 @@ class _FailingCall:
     started: float
     repeatable: Effect
     schedule: RetrySchedule
-    failover: Failover
+    failover: Failover | None
     attempts: int = 0
     patience: int = 0  # how often it was refused in a way that is retried until the deadline
     progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
@@ -513,15 +513,21 @@ class Executor:
             raise self._error(RedisUnavailable, reason, operation)
 
 
-def _outage_wait(policy: RetryPolicy, failover: Failover) -> float:
+def _outage_wait(policy: RetryPolicy, failover: Failover | None) -> float:
     """Return how many seconds of an outage a call waits. It waits longer for a failover."""
     if policy.while_down != "fail":
         return math.inf
-    return max(policy.outage_wait, failover.expected_within) if policy.outage_wait else 0.0
+    expected = 0.0 if failover is None else failover.expected_within
+    return max(policy.outage_wait, expected) if policy.outage_wait else 0.0
 
 
 def _limits(
-    call: Call, policy: RetryPolicy, started: float, failover: Failover, *, served: float = 0.0
+    call: Call,
+    policy: RetryPolicy,
+    started: float,
+    failover: Failover | None,
+    *,
+    served: float = 0.0,
 ) -> Limits:
     """Return when an attempt must have been sent and answered."""
     enclosing, wait = current_deadline(), _outage_wait(policy, failover)

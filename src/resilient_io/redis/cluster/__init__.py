@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .client import ResilientRedisCluster
+from .pipeline import ResilientClusterPipeline
 
-__all__ = ["ResilientRedisCluster"]
+__all__ = ["ResilientClusterPipeline", "ResilientRedisCluster"]

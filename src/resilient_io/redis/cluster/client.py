@@ -42,6 +42,7 @@ from ..options import (
     probe_interval,
 )
 from ..pool import ExclusiveCall
+from ..replicas import DEFAULT_MAX_LAG
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
     from ..attempt import Call
     from ..commands import CommandSpec
     from .nodes import Member
-    from .replicas import ReadFrom
     from .slots import Node
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -105,7 +105,8 @@ class ResilientRedisCluster(MultiKeyCommands):
         read_from: Which nodes answer reads: "master" (default), "replica", "any" of a shard, or the
             "nearest", by zone or else by latency. If no replica qualifies, the master does. The
             data of a replica is older. redis-py's options for this have the same effect.
-        max_lag: Longest time in seconds by which the data of a replica may be older; None for any.
+        max_lag: Longest time in seconds by which the data of a replica may be older, at least 0.1;
+            None for any.
         zone: The availability zone of this process, for "nearest".
         zone_of: Returns the zone of a node (`host`, `port`, `id`) that reports none.
         **options: All options of `redis.asyncio.RedisCluster`. `require_full_coverage`,
@@ -136,8 +137,8 @@ class ResilientRedisCluster(MultiKeyCommands):
         reopen: bool = True,
         refresh_interval: float = 60.0,
         down_share: float = 1.0,
-        read_from: ReadFrom | None = None,
-        max_lag: float | None = None,
+        read_from: str | None = None,
+        max_lag: float | None = DEFAULT_MAX_LAG,
         zone: str | None = None,
         zone_of: Callable[[Node], str | None] | None = None,
         **options: Any,

@@ -13,13 +13,13 @@ from redis.commands.policies import STATIC_POLICIES
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException
 
-from resilient_io.redis.commands import Effect, keys_of, no_keys
-from resilient_io.redis.errors import CrossSlotKeys
+from ..commands import Effect, keys_of, no_keys
+from ..errors import CrossSlotKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from resilient_io.redis.commands import CommandSpec
+    from ..commands import CommandSpec
 
 _MOST_CACHED = 16_384
 """How many slots of keys are remembered: looking one up takes a tenth of calculating it."""
@@ -119,14 +119,19 @@ class KeySlots(dict[Any, int]):
         )
 
 
+_WITH_CURSOR = ("HSCAN", "SSCAN", "ZSCAN")
+"""Reads whose cursor means something only to the server that returned it."""
+
+
 def _shown(key: object) -> str:
     text = repr(key)
     return text if len(text) <= _LONGEST_NAMED else f"{text[: _LONGEST_NAMED - 1]}…"
 
 
 def replica_may_answer(spec: CommandSpec) -> bool:
-    """Return whether a command with keys is a read for every server, whatever its arguments."""
-    return spec.effect is Effect.READ and spec.resolve is None and spec.known
+    """Return whether any node of a shard may answer a command with keys: it only reads them."""
+    reads = spec.effect is Effect.READ and spec.resolve is None and spec.known
+    return reads and spec.name not in _WITH_CURSOR
 
 
 def node_flag(

@@ -12,7 +12,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import TimeoutError as TimedOutError
 
-from resilient_io.redis.errors import RedisClosed
+from ..errors import RedisClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping

@@ -46,6 +46,14 @@ _TAKEN_OVER = ConnectionFailure(
 )
 
 
+class NodeTarget(RedisTarget):
+    """How to connect to a node of a cluster, whose redirections the client follows."""
+
+    def explain_reply(self, error: Exception, *, known: bool) -> Exception:  # noqa: ARG002
+        """Return an error reply as it is."""
+        return error
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """What the connections to all nodes of a cluster have in common.
@@ -86,7 +94,7 @@ class NodeSettings:
         self, address: Address, *commands: Sequence[str]
     ) -> list[Any] | ConnectionFailure:
         """Send commands to a node on a new connection, and return the replies, or why not."""
-        target, policy = RedisTarget(self.pool(address)), self.policy
+        target, policy = NodeTarget(self.pool(address)), self.policy
         connection: AbstractConnection | None = None
         try:
             connection = await connect(
@@ -189,7 +197,7 @@ class Member:
                 suspected=partial(self._suspected, self),
             )
             self._runtime = Runtime(
-                target=RedisTarget(pool, in_cluster=True),
+                target=NodeTarget(pool),
                 policy=settings.policy,
                 health=health,
                 settings=settings.connections,

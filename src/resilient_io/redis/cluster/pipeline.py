@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 from redis.utils import safe_str, truncate_text
 
-from ..attempt import apply_callback
+from ..attempt import apply_callback, callback_of
 from ..commands import SPECS, Route, keys_of, lookup, no_keys
 from ..errors import (
     REDIRECTED,
@@ -203,7 +203,9 @@ class ResilientClusterPipeline(ClusterPipeline):
             )
         ]
         # A read after a write must not be answered by a replica that lacks the write.
-        reads = client._reads if all(map(replica_may_answer, specs)) else None
+        reads = client._reads
+        if reads is not None and not all(map(replica_may_answer, specs)):
+            reads = None
         batches = [
             NodeBatch(
                 client._router, group, client._policy, redirections=allow_redirections, reads=reads
@@ -216,7 +218,7 @@ class ResilientClusterPipeline(ClusterPipeline):
             answers |= batch.replies
             if outcome is not None:
                 answers |= {position: outcome.of(position) for position in batch.open}
-        return [await self._read(command, answers[command.position]) for command in commands]
+        return await self._read_all(commands, answers)
 
     async def _run(self, batch: NodeBatch, started: float) -> _Failure | None:
         """Execute a batch. Return how it failed, if it did."""
@@ -245,6 +247,10 @@ class ResilientClusterPipeline(ClusterPipeline):
             RouteRefused: It cannot share a connection.
         """
         client = self._client
+        at = spec.key_at
+        if spec.simple and not options and 0 < at < len(args):  # most commands
+            slot = client._slots.of_key(args[at])
+            return QueuedCommand(position, spec, args, options, data, slot)
         if spec.route in (Route.BOUND, Route.REFUSED) and spec.block is None:
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         targets = options.get("target_nodes")
@@ -288,6 +294,22 @@ class ResilientClusterPipeline(ClusterPipeline):
             joined = [*groups.get(first, ()), *anywhere]
             groups[first] = sorted(joined, key=lambda command: command.position)
         return list(groups.values())
+
+    async def _read_all(
+        self, commands: Sequence[QueuedCommand], answers: Mapping[int, Any]
+    ) -> list[Any]:
+        """Return what redis-py would for all replies, in the order of the commands."""
+        table = self._client.callback_table
+        callbacks: dict[object, Any] = {}
+        results = []
+        for command in commands:
+            reply, name = answers[command.position], command.args[0]
+            if name not in callbacks:
+                callbacks[name] = callback_of(table, name)
+            if command.options or callbacks[name] is not None or isinstance(reply, Exception):
+                reply = await self._read(command, reply)
+            results.append(reply)
+        return results
 
     async def _read(self, command: QueuedCommand, reply: Any) -> Any:
         """Return what redis-py would for a reply."""
@@ -380,7 +402,7 @@ class ResilientClusterPipeline(ClusterPipeline):
         await client._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
         slot = client._slots.of_call(spec, args)
-        if slot is not None and self._slot not in (None, slot):
+        if slot is not None and self._watching and slot != self._slot:
             key = keys_of(spec, args)[0]
             raise client._slots.cross_slot("the transaction", [*self._keys, key], None)
         if self._watched is None or not self._watching:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from collections import deque
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.cluster import LoadBalancingStrategy
 from redis.exceptions import ConnectionError as ConnectionLostError
@@ -15,7 +15,9 @@ from redis.utils import str_if_bytes
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.tasks import describe_task_end, log_task_death
-from resilient_io.validation import check_seconds
+from resilient_io.validation import check_choice, check_number
+
+from ..replicas import DEFAULT_MAX_LAG, LEAST_MAX_LAG, READ_FROM
 
 if TYPE_CHECKING:
     import random
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from .nodes import Member, Members
     from .router import Router
     from .slots import Node, Shard
-
-ReadFrom: TypeAlias = Literal["master", "replica", "nearest", "any"]
-"""Which nodes answer reads; see `ResilientRedisCluster`."""
 
 _RECHECKED: Final = 0.1  # seconds for which the choice between the nodes of a shard is kept
 _SAMPLES: Final = 64  # offsets of each master that are remembered
@@ -39,7 +38,7 @@ _NEAR_SECONDS: Final = 0.0005  # the same as a difference
 _INFO: Final = b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"
 _READONLY: Final = ("READONLY",)
 
-_STRATEGIES: Mapping[LoadBalancingStrategy, ReadFrom] = {
+_STRATEGIES: Mapping[LoadBalancingStrategy, str] = {
     LoadBalancingStrategy.ROUND_ROBIN: "any",
     LoadBalancingStrategy.RANDOM: "any",
     LoadBalancingStrategy.ROUND_ROBIN_REPLICAS: "replica",
@@ -51,8 +50,8 @@ _STRATEGIES: Mapping[LoadBalancingStrategy, ReadFrom] = {
 class ReadOptions(NamedTuple):
     """Which nodes answer reads."""
 
-    read_from: ReadFrom = "master"
-    max_lag: float | None = None  # seconds that a replica may lag behind
+    read_from: str = "master"
+    max_lag: float | None = DEFAULT_MAX_LAG  # seconds that a replica may lag behind
     zone: str | None = None  # the availability zone of this process
 
     @classmethod
@@ -68,26 +67,21 @@ class ReadOptions(NamedTuple):
         Raises:
             ConfigurationError: They contradict each other, or an option has a wrong value.
         """
-        meant: ReadFrom | None = None
+        meant: str | None = None
         if theirs.get("load_balancing_strategy") is not None:
             meant = _STRATEGIES.get(theirs["load_balancing_strategy"])
         elif theirs.get("read_from_replicas"):
             meant = "any"
-        if read_from is not None and read_from not in get_args(ReadFrom):
-            names = ", ".join(map(repr, get_args(ReadFrom)))
-            raise ConfigurationError(f"read_from={read_from!r} must be one of {names}")
+        if read_from is not None:
+            check_choice("read_from", read_from, READ_FROM)
         if read_from is not None and meant not in (None, read_from):
             raise ConfigurationError(
                 f"read_from={read_from!r} contradicts read_from_replicas= or "
                 f"load_balancing_strategy=: use only one of them"
             )
-        found: Any = read_from or meant or "master"
+        found = read_from or meant or "master"
         if max_lag is not None:
-            check_seconds("max_lag", max_lag)
-        if found == "master" and max_lag is not None:
-            raise ConfigurationError(
-                'max_lag= is for reads from replicas: add read_from="replica", "nearest" or "any"'
-            )
+            check_number("max_lag", max_lag, least=LEAST_MAX_LAG)
         if found != "nearest" and zone is not None:
             raise ConfigurationError(f'zone={zone!r} needs read_from="nearest"')
         return cls(found, max_lag, zone)
@@ -224,6 +218,7 @@ class ReplicaLag:
         self._offsets: dict[tuple[str, int], deque[tuple[float, int]]] = {}  # of masters, by time
         self._current: dict[tuple[str, int], float] = {}
         """The latest loop time of which a replica has all data, by address."""
+        self._complete = False  # whether the lag of every replica that answers is known
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -262,7 +257,8 @@ class ReplicaLag:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ANSWER_TIMEOUT):
                     await self._look()
-            await asyncio.sleep(self._interval)
+            # Until the lag of every replica in use is known, their masters get the reads.
+            await asyncio.sleep(self._interval if self._complete else _FASTEST_CHECK)
 
     async def _look(self) -> None:
         """Ask the nodes of all shards whose replicas are in use: masters first."""
@@ -287,6 +283,7 @@ class ReplicaLag:
                     reached = [at for at, sample in samples if sample <= offset]
                     if reached:
                         self._current[node.address] = reached[-1]
+        self._complete = self._current.keys() >= replicas.keys()
 
     def _in_use(self, shard: Shard) -> bool:
         found = (self._router.members.find(node.address) for node in shard.replicas)

@@ -251,7 +251,7 @@ class Router:
         member.suspected_at = asyncio.get_running_loop().time()
         self.refresh_soon()
 
-    def note_refusal(self, _refusal: Refusal) -> None:
+    def note_refusal(self, refusal: Refusal) -> None:  # noqa: ARG002 (the cluster decides)
         """Refresh the table: a node has refused a call."""
         self.refresh_soon()
 

@@ -1,6 +1,7 @@
 """Pipelines and transactions with unique pushes, while masters change or are killed."""
 
 import asyncio
+import random
 from collections import Counter
 
 import pytest
@@ -115,3 +116,47 @@ async def test_killed_master_fails_only_commands_of_its_own_shard(cluster, ledge
     assert [slot for slot, _ in ledger.errors if not shards[_KILLED].owns(slot)] == []
     await cluster.wait_until_ok()
     await ledger.check()
+
+
+async def test_iteration_over_all_keys_continues_after_a_failover(cluster):
+    async with ResilientRedisCluster("127.0.0.1", cluster.ports[0]) as client:
+        await client.mset_nonatomic({f"key{number}": number for number in range(300)})
+        for shard in await cluster.shards():
+            await shard.master.query("WAIT", 1, 1000)
+        found, replicas = set(), [shard.replicas[0] for shard in await cluster.shards()]
+        async for key in client.scan_iter(count=10):
+            found.add(key)
+            if replicas and len(found) in (30, 130, 230):
+                await cluster.failover(replicas.pop(0))
+        assert found >= {f"key{number}".encode() for number in range(300)}
+
+
+async def test_cancelled_pipelines_leak_nothing_while_a_master_changes(cluster, ledger):
+    rng = random.Random(7)
+    client = ledger.client
+    ledger.start()
+
+    async def cancelled():
+        pipe = client.pipeline()
+        for number in range(_LISTS):
+            pipe.set(f"cancelled{number}", number).get(f"cancelled{number}")
+        await pipe.execute(raise_on_error=False)
+
+    async def cancel():
+        task = asyncio.create_task(cancelled())
+        await asyncio.sleep(rng.random() * 0.02)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    shard = (await cluster.shards())[0]
+    failover = asyncio.create_task(cluster.failover(shard.replicas[0]))
+    results = [await cancel() for _ in range(200)]
+    await failover
+    await ledger.stop()
+    assert any(results)
+    await ledger.check()
+    members = [member for member in client._router.members if member.opened]
+    async with asyncio.timeout(5):
+        while not all(member.idle for member in members):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.01)

@@ -218,3 +218,16 @@ async def test_redis_py_has_the_same_results(client, shared_redis_cluster):
     assert isinstance(pipe, ResilientClusterPipeline)
     assert await pipe.execute() == expected
     assert isinstance(client, ResilientRedisCluster)
+
+
+async def test_another_slot_may_be_watched_after_unwatch(client):
+    await client.mset_nonatomic({"a": 1, "b": 2})
+    async with client.pipeline(transaction=True) as pipe:
+        await pipe.watch("a")
+        assert await pipe.get("a") == b"1"
+        await pipe.unwatch()
+        await pipe.watch("b")
+        assert await pipe.get("b") == b"2"
+        pipe.multi()
+        pipe.set("b", 3)
+        assert await pipe.execute() == [True]

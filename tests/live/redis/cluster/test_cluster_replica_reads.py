@@ -45,7 +45,7 @@ async def _read(client):
         ({}, True, False),
         ({"read_from": "replica"}, False, True),
         ({"read_from": "any"}, True, True),
-        ({"read_from": "replica", "max_lag": 5.0}, False, True),
+        ({"read_from": "replica", "max_lag": None}, False, True),
         ({"load_balancing_strategy": LoadBalancingStrategy.ROUND_ROBIN}, True, True),
         ({"load_balancing_strategy": LoadBalancingStrategy.RANDOM_REPLICA}, False, True),
     ],
@@ -54,7 +54,7 @@ async def test_reads_go_to_the_nodes_of_the_option(cluster, options, masters, re
     async with ResilientRedisCluster("127.0.0.1", cluster.ports[0], **options) as client:
         await _fill(client, cluster)
         await _read(client)  # opens the connections
-        if "max_lag" in options:
+        if client._reads is not None and client._reads.lag is not None:
             async with asyncio.timeout(10):
                 while len(client._reads.lag._current) != 3:  # noqa: ASYNC110 - no event
                     await asyncio.sleep(0.01)
@@ -99,8 +99,8 @@ async def test_reads_go_to_the_master_while_a_replica_is_frozen_or_dead(cluster)
 
 def test_options_that_contradict_each_other_are_refused():
     for options, text in (
-        ({"read_from": "slave"}, "must be one of 'master', 'replica', 'nearest', 'any'"),
-        ({"max_lag": 1.0}, 'add read_from="replica"'),
+        ({"read_from": "slave"}, "read_from"),
+        ({"read_from": "any", "max_lag": 0.01}, "max_lag"),
         ({"zone": "a"}, 'needs read_from="nearest"'),
         (
             {"read_from": "replica", "load_balancing_strategy": LoadBalancingStrategy.ROUND_ROBIN},

@@ -171,6 +171,8 @@ def test_replies_of_several_nodes_become_one():
     assert merge("TIME", a=1) == 1
 
 
-@pytest.mark.parametrize(("command", "may"), [("GET", True), ("GETEX", False), ("SET", False)])
+@pytest.mark.parametrize(
+    ("command", "may"), [("GET", True), ("GETEX", False), ("SET", False), ("HSCAN", False)]
+)
 def test_only_reads_may_go_to_replicas(command, may):
     assert replica_may_answer(lookup((command, "a"))) is may

@@ -44,7 +44,9 @@ def cluster():
 
 
 def _choices(cluster, read_from, avoid=(), **options):
-    reads = ReplicaReads(cluster, ReadOptions(read_from, **options), random.Random(1))
+    reads = ReplicaReads(
+        cluster, ReadOptions(read_from, **{"max_lag": None, **options}), random.Random(1)
+    )
     found = [reads.choose(7, avoid) for _ in range(200)]
     ports = {member: address[1] for address, member in cluster.members.items()}
     return {ports.get(member) for member in found}
