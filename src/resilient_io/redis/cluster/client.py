@@ -507,6 +507,14 @@ class ResilientRedisCluster(MultiKeyCommands):
                 else:
                     return value if options.get("value_from_callable") else replies
 
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signature
+
+        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
+            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
+            if more or options:
+                return super().set(name, value, *more, **options)
+            return self.execute_command("SET", name, value)
+
     def lock(  # noqa: PLR0917 (redis-py's signature)
         self,
         name: KeyT,
