@@ -62,8 +62,9 @@ async def test_cluster_survives_every_change():
         await cluster.change_addresses()
         assert not set(ports) & set(cluster.ports)
         third.master.kill()
-        while (await cluster.shard_of(SLOT_OF_A)).master is third.master:
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(20):
+            while (await cluster.shard_of(SLOT_OF_A)).master is third.master:  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0.05)
         await cluster.restart()
         third.master.freeze()
         with pytest.raises(ServerDidNotStartError):
