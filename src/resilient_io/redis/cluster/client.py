@@ -44,6 +44,7 @@ from ..options import (
 from ..pool import ExclusiveCall
 from ..replicas import DEFAULT_MAX_LAG
 from ..scripts import ScriptBodies
+from ..stats import add_up
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
 from .keys import KeySlots, merge_replies, node_flag, replica_may_answer
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Call
     from ..commands import CommandSpec
+    from ..stats import RedisStats
     from .nodes import Member
     from .slots import Node
 
@@ -638,6 +640,10 @@ class ResilientRedisCluster(MultiKeyCommands):
         raise ConfigurationError(
             "set_retry() is not supported: use redis.with_policy(attempts=3) instead"
         )
+
+    def stats(self) -> RedisStats:
+        """Return the counters of all nodes together: calls, outcomes, retries, traffic, latency."""
+        return add_up(self._runtime.executor, self._router.members.stats)
 
     def liveness_failure(self) -> str | None:
         """Return why only a restart helps (a task of the client crashed), or None."""

@@ -17,6 +17,7 @@ from resilient_io.text import format_address
 from ..connect import RedisTarget, StallTolerantTimeout, abort, connect, exchange
 from ..errors import ConnectionFailure
 from ..runtime import Runtime
+from ..stats import add_up, read_stats
 
 if TYPE_CHECKING:
     import random
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..options import ConnectionSettings
     from ..pool import ExclusivePool
     from ..scripts import ScriptBodies
+    from ..stats import RedisStats
     from .slots import Address
 
 _POOL_ONLY = ("response_callbacks", "connection_class", "max_connections", "host", "port")
@@ -245,6 +247,14 @@ class Member:
         return self.suspected_at > -math.inf or not self.health.available
 
     @property
+    def lost(self) -> bool:
+        """Whether its slots are not served, as far as is known."""
+        if not self.opened:
+            return False
+        health = self.health
+        return not health.available or (health.refusing and health.cause is Cause.CLUSTER_DOWN)
+
+    @property
     def connection(self) -> MultiplexedConnection | None:
         """An open connection for a question of the library itself, or None."""
         running = self._runtime is not None and self._runtime.running
@@ -308,6 +318,7 @@ class Members:
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self._past: list[RedisStats] = []  # one, of all members that have left
 
     def __iter__(self) -> Iterator[Member]:
         """Iterate over the members."""
@@ -352,7 +363,17 @@ class Members:
             member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
         )
         self._leaving[member] = task
-        task.add_done_callback(lambda _: self._leaving.pop(member, None))
+        task.add_done_callback(lambda _: self._forget(member))
+
+    def _forget(self, member: Member) -> None:
+        """Keep only the counters of a member that has left."""
+        self._past = [add_up(member.runtime.executor, [*self._past, read_stats(member.runtime)])]
+        del self._leaving[member]
+
+    @property
+    def stats(self) -> list[RedisStats]:
+        """The counters of the members that were ever opened; those that have left are added up."""
+        return [*self._past, *(read_stats(each.runtime) for each in self.all if each.opened)]
 
     @property
     def all(self) -> list[Member]:
