@@ -158,6 +158,7 @@ class Member:
         address: Host and port.
         hot: Its multiplexer, for the hot path: `hot.fast` is None unless everything is well.
         suspected_at: Loop time at which it last failed, or -inf if it has answered since.
+        left: Whether it is no longer a node of the cluster. A call may still have it.
     """
 
     hot: Multiplexer | _Unopened
@@ -169,13 +170,16 @@ class Member:
         *,
         search: Search,
         suspected: Callable[[Member], None],
+        linger: Callable[[Member], None],
     ) -> None:
         self.address = address
+        self.left = False
         self.suspected_at = -math.inf
         self.hot = _UNOPENED
         self._settings = settings
         self._search = search
         self._suspected = suspected
+        self._linger = linger
         self._runtime: Runtime | None = None
 
     def __repr__(self) -> str:
@@ -275,6 +279,8 @@ class Member:
 
     def start(self) -> None:
         """Open its connections in the running loop. Idempotent."""
+        if self.left:
+            self._linger(self)
         self.runtime.start()
         self.hot = self.runtime.multiplexer
 
@@ -290,6 +296,7 @@ class Member:
         """Close it after the last reply: it is no longer a node of the cluster."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_FAREWELL
+        await asyncio.sleep(_LAST_REPLIES)  # a call may be about to use it
         while not self.idle and loop.time() < until:  # noqa: ASYNC110 (several events end it)
             await asyncio.sleep(_LAST_REPLIES)
         await self.aclose()
@@ -337,7 +344,11 @@ class Members:
         member = self._known.get(address)
         if member is None:
             member = self._known[address] = Member(
-                address, self._settings, search=self._search, suspected=self._suspected
+                address,
+                self._settings,
+                search=self._search,
+                suspected=self._suspected,
+                linger=self._linger,
             )
         return member
 
@@ -357,18 +368,28 @@ class Members:
 
     def _leave(self, member: Member) -> None:
         del self._known[member.address]
-        if not member.opened:
-            return
-        task = asyncio.get_running_loop().create_task(
-            member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
-        )
-        self._leaving[member] = task
-        task.add_done_callback(lambda _: self._forget(member))
+        member.left = True
+        if member.opened:
+            self._linger(member)
 
-    def _forget(self, member: Member) -> None:
-        """Keep only the counters of a member that has left."""
-        self._past = [add_up(member.runtime.executor, [*self._past, read_stats(member.runtime)])]
+    def _linger(self, member: Member) -> None:
+        """Close a member that has left, when no call uses it any more."""
+        if member not in self._leaving:
+            task = asyncio.get_running_loop().create_task(
+                member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
+            )
+            self._leaving[member] = task
+            task.add_done_callback(partial(self._forget, member))
+
+    def _forget(self, member: Member, task: asyncio.Task[None]) -> None:
+        """Keep only the counters of a member that was closed."""
         del self._leaving[member]
+        if member.runtime.running and not task.cancelled():
+            self._linger(member)  # a call has opened it again while it was closed
+        else:
+            self._past = [
+                add_up(member.runtime.executor, [*self._past, read_stats(member.runtime)])
+            ]
 
     @property
     def stats(self) -> list[RedisStats]:
