@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Final
 
 _SHARES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 _PER_OCTAVE: Final = 8
 _FLOOR: Final = 1e-6
 _BUCKETS: Final = 27 * _PER_OCTAVE
-_TO_MIDDLE: Final = 2.0 ** (-0.5 / _PER_OCTAVE)  # from the upper bound of a bucket
 
 
 class Latencies:
@@ -37,6 +33,15 @@ class Latencies:
         self.count += count
         self.total += seconds * count
 
+    def add(self, other: Latencies) -> None:
+        """Add everything that another histogram has recorded."""
+        missing = len(other._buckets) - len(self._buckets)
+        self._buckets += [0] * max(missing, 0)
+        for index, count in enumerate(other._buckets):
+            self._buckets[index] += count
+        self.count += other.count
+        self.total += other.total
+
     @property
     def counts(self) -> tuple[tuple[float, int], ...]:
         """The non-empty buckets as `(upper_bound_seconds, count)`."""
@@ -49,18 +54,12 @@ class Latencies:
     @property
     def quantiles(self) -> dict[str, float | None]:
         """The latencies, in seconds, below which 50 %, 90 %, 99 % and 99.9 % were answered."""
-        return quantiles_of(self.counts)
+        return {name: self._quantile(share) for name, share in _SHARES.items()}
 
-
-def quantiles_of(counts: Sequence[tuple[float, int]]) -> dict[str, float | None]:
-    """Return the quantiles of buckets that are sorted by their upper bounds."""
-    total = sum(count for _, count in counts)
-    found: dict[str, float | None] = dict.fromkeys(_SHARES)
-    for name, share in _SHARES.items():
+    def _quantile(self, share: float) -> float | None:
         seen = 0
-        for top, count in counts:
+        for index, count in enumerate(self._buckets):
             seen += count
-            if seen >= share * total:
-                found[name] = top * _TO_MIDDLE
-                break
-    return found
+            if count and seen >= share * self.count:
+                return _FLOOR * math.exp2((index + 0.5) / _PER_OCTAVE)
+        return None

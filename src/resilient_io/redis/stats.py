@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from resilient_io.histogram import quantiles_of
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from .executor import Executor
     from .runtime import Runtime
 
 
@@ -75,32 +71,4 @@ def read_stats(runtime: Runtime) -> RedisStats:
         latency=latencies.quantiles,
         latency_total=latencies.total,
         latency_counts=latencies.counts,
-    )
-
-
-def add_up(executor: Executor, parts: Sequence[RedisStats]) -> RedisStats:
-    """Return the counters of a cluster client: those of its executor, and of its nodes together."""
-    counts: Counter[float] = Counter()
-    for each in parts:
-        counts.update(dict(each.latency_counts))
-    buckets = tuple(sorted(counts.items()))
-
-    def total(name: str) -> int:
-        return sum(getattr(each, name) for each in parts)
-
-    return RedisStats(
-        replies=total("replies"),
-        ended=dict(executor.ended),
-        refused=executor.refusals,
-        retries=executor.retries,
-        connections=total("connections"),
-        exclusive=total("exclusive"),
-        in_flight=total("in_flight"),
-        waiting=total("waiting"),
-        bytes_sent=total("bytes_sent"),
-        bytes_received=total("bytes_received"),
-        budget=executor.budget.tokens,
-        latency=quantiles_of(buckets),
-        latency_total=sum(each.latency_total for each in parts),
-        latency_counts=buckets,
     )

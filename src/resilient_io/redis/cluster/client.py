@@ -31,6 +31,7 @@ from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
 from ..options import (
     ConnectionSettings,
@@ -44,11 +45,11 @@ from ..options import (
 from ..pool import ExclusiveCall
 from ..replicas import DEFAULT_MAX_LAG
 from ..scripts import ScriptBodies
-from ..stats import add_up
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
 from .keys import KeySlots, merge_replies, node_flag, replica_may_answer
 from .multi_key import MultiKeyCommands
+from .nodes import read_stats
 from .pipeline import ResilientClusterPipeline
 from .replicas import ReadOptions, send_readonly
 from .runtime import ClusterRuntime
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Call
     from ..commands import CommandSpec
+    from ..instrumentation import Tracing
     from ..stats import RedisStats
     from .nodes import Member
     from .slots import Node
@@ -124,6 +126,7 @@ class ResilientRedisCluster(MultiKeyCommands):
     _origin: ResilientRedisCluster | None = None
     """The client of which this is a view. A view keeps it from being collected."""
     _closed: bool = False  # whether `aclose` was the last that was called
+    _tracing: Tracing | None = None
 
     def __init__(
         self,
@@ -309,6 +312,14 @@ class ResilientRedisCluster(MultiKeyCommands):
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Send a command that cannot take the hot path."""
+        tracing = self._tracing
+        if tracing is None:
+            return await self._execute_untraced(args, options)
+        before = tracing.current()
+        with traced(tracing), tracing.command(operation_of(args), before):
+            return await self._execute_untraced(args, options)
+
+    async def _execute_untraced(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         options.pop("keys", None)
         targets = options.pop("target_nodes", None)
         await self._ensure_open(args[0])
@@ -631,6 +642,14 @@ class ResilientRedisCluster(MultiKeyCommands):
         opened = (member for member in self._router.members if member.opened)
         return {member.name: member.health for member in opened}
 
+    def stats(self) -> RedisStats:
+        """Return the counters of all nodes together: calls, outcomes, retries, latencies."""
+        return read_stats(self._router.members, self._runtime.executor)
+
+    def trace_with(self, tracing: Tracing) -> None:
+        """Create spans of all commands from now on, and of those of later views."""
+        self._tracing, self._hot = tracing, False
+
     def set_retry(self, retry: Any) -> NoReturn:  # noqa: ARG002 (redis-py's signature)
         """Refuse: the policy decides about retries.
 
@@ -640,10 +659,6 @@ class ResilientRedisCluster(MultiKeyCommands):
         raise ConfigurationError(
             "set_retry() is not supported: use redis.with_policy(attempts=3) instead"
         )
-
-    def stats(self) -> RedisStats:
-        """Return the counters of all nodes together: calls, outcomes, retries, traffic, latency."""
-        return add_up(self._runtime.executor, self._router.members.stats)
 
     def liveness_failure(self) -> str | None:
         """Return why only a restart helps (a task of the client crashed), or None."""
@@ -679,7 +694,7 @@ class ResilientRedisCluster(MultiKeyCommands):
 
     def _mark_open(self) -> None:
         self._closed = False
-        self._hot = self._packer.direct and not self._deliberate
+        self._hot = self._packer.direct and not self._deliberate and self._tracing is None
 
     async def aclose(self) -> None:
         """Close: every waiting call raises `Closed`, and every connection and task ends.

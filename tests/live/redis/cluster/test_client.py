@@ -5,12 +5,17 @@ import gc
 
 import pytest
 import redis.asyncio as redis_py
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio.cluster import ClusterNode
 
 import resilient_io
-from resilient_io import ConfigurationError, DependencyUnavailable, State
+from resilient_io import ConfigurationError, DependencyUnavailable, HealthMonitor, State
 from resilient_io.redis import RedisClosed, ResilientRedisCluster, RouteRefused
 from resilient_io.redis.errors import CrossSlotKeys
+from resilient_io.telemetry.prometheus import PrometheusMetrics
+from resilient_io.telemetry.tracing import trace
 from resilient_io.testing import RedisServer, cancel_everywhere, free_port
 
 
@@ -182,3 +187,29 @@ async def test_call_can_be_cancelled_everywhere(client):
     report = await cancel_everywhere(call)
     assert not report.findings
     assert await client.get("a") == b"1"
+
+
+async def test_counters_and_topology_are_those_of_all_nodes(client, shared_redis_cluster):
+    await asyncio.gather(*(client.incr(f"key{number}") for number in range(100)))
+    stats = client.stats()
+    assert stats.replies >= 100
+    assert stats.connections >= 3
+    assert stats.latency["p50"] is not None
+    topology = client.health.topology
+    assert topology is not None
+    assert topology.slots_served == topology.slots == 16384
+    assert [server.slots for server in topology.masters] == [5461, 5461, 5462]
+    assert {server.address for server in topology.masters} == {
+        f"127.0.0.1:{port}" for port in shared_redis_cluster.ports
+    }
+
+
+async def test_metrics_and_spans_include_the_cluster_client(client):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace(client, tracer_provider=provider)
+    await client.set("a", 1)
+    assert [span.name for span in exporter.get_finished_spans()] == ["SET"]
+    page, _ = PrometheusMetrics(HealthMonitor(client.health), [client]).render()
+    assert b'client="redis",dependency="redis cluster' in page
