@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.exceptions import RedisClusterException, RedisError, WatchError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.deadlines import current_deadline
@@ -168,6 +169,8 @@ class ResilientRedisCluster(MultiKeyCommands):
                 f"db={given['db']!r} does not exist in a cluster, which has only database 0: omit "
                 f"it, and use a prefix for keys instead"
             )
+        # Its handler would refer to this client, and reconnect healthy nodes.
+        given["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
         with explain_options():
             super().__init__(
                 host=host,

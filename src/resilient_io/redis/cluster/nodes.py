@@ -420,6 +420,12 @@ class Members:
         """The members, also those that left and have calls in flight."""
         return [*self._known.values(), *self._leaving]
 
+    def forget_loop(self) -> None:
+        """Forget the tasks and times of a loop that was closed."""
+        self._leaving.clear()
+        for member in self:
+            member.suspected_at = -math.inf
+
     async def aclose(self) -> None:
         """Close every member."""
         leaving = list(self._leaving.values())

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import weakref
 
 import pytest
 import redis.asyncio as redis_py
@@ -213,3 +214,35 @@ async def test_metrics_and_spans_include_the_cluster_client(client):
     assert [span.name for span in exporter.get_finished_spans()] == ["SET"]
     page, _ = PrometheusMetrics(HealthMonitor(client.health), [client]).render()
     assert b'client="redis",dependency="redis cluster' in page
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the loops that end without a close
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_client_continues_in_the_next_event_loop(shared_cluster_url):
+    client = ResilientRedisCluster.from_url(shared_cluster_url)
+
+    async def use() -> None:
+        for key in ("a", "b", "c"):
+            await client.incr(key)
+
+    async def close() -> None:
+        await use()
+        await client.aclose()
+
+    asyncio.run(use())
+    asyncio.run(use())
+    asyncio.run(close())
+    gc.collect()
+
+
+async def test_client_that_is_dropped_is_collected_and_closes(shared_redis_cluster, no_leaks):
+    client = ResilientRedisCluster.from_url(shared_redis_cluster.url)
+    await client.set("a", 1)
+    runtime, alive = client._runtime, weakref.ref(client)
+    with pytest.warns(ResourceWarning, match="unclosed client"):  # noqa: PT031
+        del client
+        gc.collect()
+    assert alive() is None
+    async with asyncio.timeout(5):
+        while runtime.running:  # noqa: ASYNC110 (there is no event)
+            await asyncio.sleep(0.01)
