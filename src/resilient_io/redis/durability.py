@@ -159,7 +159,8 @@ class DurableCall(MultiplexedCall):
         )
         if isinstance(reply, AttemptFailed):
             note_loss(self._lost, reply)
-        return reply[0] if isinstance(reply, list) and not before else reply
+        # Those before the last one are the replies to the commands before it.
+        return reply[-1] if isinstance(reply, list) else reply
 
     async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
         return await self._exchange_alone(
