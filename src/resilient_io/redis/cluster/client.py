@@ -394,7 +394,7 @@ class ResilientRedisCluster(MultiKeyCommands):
         return merge_replies(command.args, named, self.result_callbacks, command.options)
 
     async def _execute_on(self, node: ClusterNode, command: Command) -> Any:
-        address = (node.host, int(node.port))
+        address = self._driver_nodes.address_of(node)
         own = Command(command.spec, command.args, dict(command.options))
         return await self._run(own, slot=None, member=self._router.members.get(address))
 

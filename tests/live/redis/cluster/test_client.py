@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import re
 import weakref
 
 import pytest
@@ -10,6 +11,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio.cluster import ClusterNode
+from redis.auth.token import SimpleToken
+from redis.credentials import StreamingCredentialProvider
 
 import resilient_io
 from resilient_io import ConfigurationError, DependencyUnavailable, HealthMonitor, State
@@ -17,7 +20,32 @@ from resilient_io.redis import RedisClosed, ResilientRedisCluster, RouteRefused
 from resilient_io.redis.errors import CrossSlotKeys
 from resilient_io.telemetry.prometheus import PrometheusMetrics
 from resilient_io.telemetry.tracing import trace
-from resilient_io.testing import RedisServer, cancel_everywhere, free_port
+from resilient_io.testing import RedisServer, RedisServerCluster, cancel_everywhere, free_port
+
+
+class RotatingProvider(StreamingCredentialProvider):
+    """A provider whose password changes while connections are open."""
+
+    def __init__(self, password):
+        self._password = password
+        self._listener = None
+
+    def get_credentials(self):
+        return "default", self._password
+
+    def on_next(self, callback):
+        self._listener = callback
+
+    def on_error(self, callback):
+        pass
+
+    def is_streaming(self):
+        return True
+
+    async def rotate(self, password):
+        """Send a new password to the listener."""
+        self._password = password
+        await self._listener(SimpleToken(password, 0, 0, {"oid": "default"}))
 
 
 async def test_client_is_a_cluster_client_of_redis_py(client):
@@ -246,3 +274,28 @@ async def test_client_that_is_dropped_is_collected_and_closes(shared_redis_clust
     async with asyncio.timeout(5):
         while runtime.running:  # noqa: ASYNC110 (there is no event)
             await asyncio.sleep(0.01)
+
+
+async def authentications(node):
+    """Return how often clients have authenticated, including the connection that asks."""
+    stats = await node.query("INFO", "commandstats")
+    return int(re.search(rb"cmdstat_auth:calls=(\d+)", stats)[1])
+
+
+async def test_rotated_credentials_reach_the_connections_to_all_nodes():
+    provider = RotatingProvider("first")
+    async with (
+        RedisServerCluster(password="first") as cluster,
+        ResilientRedisCluster(
+            "127.0.0.1", cluster.ports[0], credential_provider=provider
+        ) as client,
+    ):
+        for key in ("a", "b", "c"):
+            await client.set(key, 1)
+        for node in cluster.nodes:
+            await node.query("ACL", "SETUSER", "default", ">second")
+        await asyncio.sleep(0.1)  # until both connections to each node are open
+        before = [await authentications(node) for node in cluster.nodes]
+        await provider.rotate("second")
+        after = [await authentications(node) for node in cluster.nodes]
+        assert all(new - old >= 2 for old, new in zip(before, after, strict=True))
