@@ -63,6 +63,7 @@ class Cause(enum.StrEnum):
     FENCED = "fenced"
     STALLED = "stalled"
     RECORDS_LOST = "records lost"
+    SLOW_SUBSCRIBER = "slow subscriber"
     CLOSED = "closed"
     OTHER = "other"
 

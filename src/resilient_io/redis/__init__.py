@@ -14,11 +14,14 @@ from .errors import (
     RouteRefused,
 )
 from .lock import ResilientLock
+from .messages import Gap
 from .options import ConnectionSettings
 from .pipeline import ResilientPipeline
+from .pubsub import ResilientPubSub
 
 __all__ = [
     "ConnectionSettings",
+    "Gap",
     "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
@@ -29,6 +32,7 @@ __all__ = [
     "RedisUnavailable",
     "ResilientLock",
     "ResilientPipeline",
+    "ResilientPubSub",
     "ResilientRedis",
     "RouteRefused",
 ]

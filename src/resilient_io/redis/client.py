@@ -32,6 +32,7 @@ from .connection import LARGE
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, rebind, trace_command
 from .lock import ResilientLock
+from .messages import MOST_BYTES, MOST_MESSAGES
 from .options import (
     ConnectionSettings,
     check_conflicts,
@@ -45,6 +46,7 @@ from .options import (
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
+from .pubsub import ResilientPubSub
 from .runtime import Runtime
 from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator, Mapping
 
-    from redis.asyncio.client import Monitor, PubSub
+    from redis.asyncio.client import Monitor
     from redis.asyncio.connection import ConnectionPool
     from redis.asyncio.lock import Lock
     from redis.typing import KeyT
@@ -509,6 +511,36 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             instrumented=self._instrumented,
         )
 
+    def pubsub(
+        self,
+        *,
+        on_gap: Callable[[dict[str, Any]], object] | None = None,
+        max_messages: int = MOST_MESSAGES,
+        max_message_bytes: int = MOST_BYTES,
+        **options: Any,
+    ) -> ResilientPubSub:
+        """Return a subscriber on a connection of its own, which is replaced when it is lost.
+
+        Args:
+            on_gap: Called with each message of type "gap", which is then not returned.
+            max_messages: Messages that wait to be read. Further ones are dropped and reported.
+            max_message_bytes: The same in bytes of channels and data.
+            **options: Those of redis-py's `PubSub`.
+
+        Raises:
+            ConfigurationError: A limit is not a positive integer.
+        """
+        self._check_open("pubsub")
+        options.setdefault("event_dispatcher", self._event_dispatcher)
+        return ResilientPubSub(
+            self,
+            self._runtime,
+            on_gap=on_gap,
+            max_messages=max_messages,
+            max_message_bytes=max_message_bytes,
+            **options,
+        )
+
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
 
         def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
@@ -516,12 +548,6 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             if more or options:
                 return super().set(name, value, *more, **options)
             return self.execute_command("SET", name, value)
-
-        def pubsub(self, **options: Any) -> PubSub:
-            """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
-            self._check_open("pubsub")
-            options.setdefault("event_dispatcher", self._event_dispatcher)
-            return _PubSub(self, self.connection_pool, **options)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""
@@ -811,32 +837,12 @@ def _without_secrets(target: RedisTarget) -> Iterator[None]:
         raise
 
 
-class _PubSub(driver_client.PubSub):
-    """redis-py's pub/sub object, whose errors contain no secrets.
-
-    It keeps its client from being collected, which would close the pool.
-    """
-
-    def __init__(self, client: ResilientRedis, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._client = client
-        self._target = client._runtime.target
-
-    async def execute_command(self, *args: Any) -> Any:
-        with _without_secrets(self._target):
-            return await super().execute_command(*args)
-
-    async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
-        with _without_secrets(self._target):
-            return await super().parse_response(block, timeout)
-
-
 class _Monitor(driver_client.Monitor):
     """redis-py's monitor, whose errors contain no secrets."""
 
     def __init__(self, client: ResilientRedis, pool: ConnectionPool) -> None:
         super().__init__(pool)
-        self._client = client  # as a pub/sub object does
+        self._client = client  # kept from being collected: that would close the pool
         self._target = client._runtime.target
 
     async def connect(self) -> None:

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool
 
     from .multiplexer import Multiplexer
+    from .subscription import Subscriptions
 
 _log = logging.getLogger("resilient_io.redis")
 
 
-def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
+def follow_credentials(
+    pool: ConnectionPool, multiplexer: Multiplexer, subscriptions: Subscriptions
+) -> None:
     """Send AUTH on every open connection when a streaming provider rotates the credentials.
 
     A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
@@ -26,7 +29,7 @@ def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
     provider = pool.connection_kwargs.get("credential_provider")
     if not isinstance(provider, StreamingCredentialProvider):
         return
-    reference = weakref.ref(multiplexer)
+    reference, subscribers = weakref.ref(multiplexer), weakref.ref(subscriptions)
 
     async def rotate(token: Any) -> None:
         await pool.re_auth_callback(token)
@@ -35,9 +38,11 @@ def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
             return
         secret = token.get_value()
         living.target.remember(secret)
-        for connection in living.connections:
+        subscribed = subscribers()
+        queries = [connection.query for connection in living.connections]
+        for query in [*queries, *(subscribed.queries if subscribed is not None else ())]:
             try:
-                await connection.query("AUTH", token.try_get("oid"), secret)
+                await query("AUTH", token.try_get("oid"), secret)
             except (RedisError, OSError) as error:
                 name = living.health.name
                 _log.warning(

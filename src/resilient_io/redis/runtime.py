@@ -23,6 +23,7 @@ from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts
 from .session import SessionSettings
+from .subscription import Subscriptions
 
 if TYPE_CHECKING:
     import random
@@ -56,6 +57,7 @@ class Runtime:
     pool: ExclusivePool
     executor: Executor
     locks: LockKeys
+    subscriptions: Subscriptions
     _reports: Reporter
 
     def __init__(
@@ -110,6 +112,9 @@ class Runtime:
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
         self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self.rng)
+        self.subscriptions = Subscriptions(
+            multiplexer=multiplexer, policy=self.policy, rng=self.rng
+        )
         self.executor = Executor(
             multiplexer=multiplexer,
             health=self.health,
@@ -147,7 +152,7 @@ class Runtime:
         self._binding = LoopBinding()
         self._checks_use = False
         self.multiplexer.start()
-        follow_credentials(self._template, self.multiplexer)
+        follow_credentials(self._template, self.multiplexer, self.subscriptions)
         probe = RedisProbe(self.multiplexer, self.policy)
         self._attachment = self.health.start(
             probe,
@@ -184,6 +189,7 @@ class Runtime:
 
     def _health_changed(self, _dependency: Dependency) -> None:
         self.multiplexer.refresh()
+        self.subscriptions.refresh()
         if not self.health.available:
             self.pool.drop_all()
 
@@ -191,7 +197,7 @@ class Runtime:
         """Return why only a new process helps, or None, also while the client does not run."""
         if self._binding is None or self._binding.closed or self._closing is not None:
             return None
-        return self.multiplexer.liveness_failure()
+        return self.multiplexer.liveness_failure() or self.subscriptions.liveness_failure()
 
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Fail every call as closed, close every connection, end every task, and await `also`.
@@ -212,6 +218,7 @@ class Runtime:
         if self._binding is not None and self._binding.forked:
             return None  # the sockets belong to the parent process
         self._reports.close()
+        self.subscriptions.close()
         self.multiplexer.close()
         self._at_close.append(also)
         if self._closing is None:
@@ -228,6 +235,7 @@ class Runtime:
             self._subscription.remove()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
+        await self.subscriptions.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
         if self._attachment is not None:
@@ -242,6 +250,7 @@ class Runtime:
         """Accept no more calls in a forked process: the parent uses the connections."""
         if self._binding is not None:
             self.multiplexer.disown()
+            self.subscriptions.disown()
 
     # -- clients that come and go ------------------------------------------------------------
 
