@@ -74,8 +74,8 @@ class MessageQueue:
         check_count("max_message_bytes", most_bytes, least=_LEAST_BYTES)
         self._most_messages = most_messages
         self._most_bytes = most_bytes
-        self._items: deque[tuple[Item, int]] = deque()
-        self._bytes = 0
+        self._items: deque[tuple[Item, int | None]] = deque()
+        self._count = self._bytes = 0  # of messages
         self._dropped = 0
         self._dropping_since = 0.0
         self._filled = Signal()
@@ -91,22 +91,24 @@ class MessageQueue:
 
     def put_message(self, message: Item, size: int) -> None:
         """Add a message of `size` bytes, unless the queue is full."""
-        items = self._items
+        count = self._count
         if self._dropped:
-            if len(items) > self._most_messages // 2 or self._bytes > self._most_bytes // 2:
+            if count > self._most_messages // 2 or self._bytes > self._most_bytes // 2:
                 self._dropped += 1
                 return
-            self._append(self._take_dropped(), 0)
-        elif len(items) >= self._most_messages or (items and self._bytes + size > self._most_bytes):
+            self._append(self._take_dropped())
+        elif count >= self._most_messages or (count and self._bytes + size > self._most_bytes):
             self._dropped, self._dropping_since = 1, asyncio.get_running_loop().time()
             return
+        self._count += 1
+        self._bytes += size
         self._append(message, size)
 
     def put(self, item: Item) -> None:
         """Add what is never dropped."""
         if self._dropped and isinstance(item, Gap):
-            self._append(self._take_dropped(), 0)
-        self._append(item, 0)
+            self._append(self._take_dropped())
+        self._append(item)
 
     def take(self) -> Item | None:
         """Return the next item, or None if there is none.
@@ -118,7 +120,9 @@ class MessageQueue:
             raise self._end.with_traceback(None)
         if self._items:
             item, size = self._items.popleft()
-            self._bytes -= size
+            if size is not None:
+                self._count -= 1
+                self._bytes -= size
             return item
         if self._dropped:
             return self._take_dropped()
@@ -134,13 +138,12 @@ class MessageQueue:
         if self._end is None:
             self._end = end
             self._items.clear()
-            self._bytes = self._dropped = 0
+            self._count = self._bytes = self._dropped = 0
             self._filled.set()
 
-    def _append(self, item: Item, size: int) -> None:
+    def _append(self, item: Item, size: int | None = None) -> None:
         if self._end is None:
             self._items.append((item, size))
-            self._bytes += size
             if not self._filled.is_set():
                 self._filled.set()
 

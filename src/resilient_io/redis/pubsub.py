@@ -224,9 +224,7 @@ class ResilientPubSub(driver_client.PubSub):
         if self._plain:
             with _without_secrets(self._runtime.target):
                 return await super().parse_response(block, timeout or 0)
-        if self._messages is None:
-            raise RuntimeError(_NOT_SET)
-        item = await self._next(self._messages, block=block, timeout=timeout or 0.0)
+        item = await self._next(self._reader(), block=block, timeout=timeout or 0.0)
         if item is None:
             return None
         if isinstance(item, Exception):
@@ -240,6 +238,18 @@ class ResilientPubSub(driver_client.PubSub):
         if isinstance(response, str):  # the reply to PING with RESP3, which redis-py 8.1 misreads
             return ["pong", "" if response == "PONG" else response]
         return response
+
+    def _reader(self) -> MessageQueue:
+        """Return the messages, if they can be read here."""
+        if self._messages is None or self._subscription is None:
+            raise RuntimeError(_NOT_SET)
+        loop = self._subscription.loop
+        if loop is not asyncio.get_running_loop():
+            if not loop.is_closed():
+                raise RuntimeError("this subscriber is in use in another running event loop")
+            reason = "its event loop was closed: subscribe again"
+            raise self._runtime.subscriptions.closed_error(reason)
+        return self._messages
 
     async def _next(self, messages: MessageQueue, *, block: bool, timeout: float) -> Item | None:
         self._read += 1

@@ -271,13 +271,11 @@ class Subscription:
         self.connection, self.failure = connection, None
         self._lost = self.loop.create_future()
         # One command for each channel: an ACL may forbid one of them.
-        commands = [(name, each) for name in SUBSCRIBING for each in self.wanted[name]]
-        requests = [Request(name, [each]) for name, each in commands]
+        requests = [Request(name, [each]) for name in SUBSCRIBING for each in self.wanted[name]]
         self._unconfirmed = list(requests)
         if requests:
-            connection.send_all(
-                requests, b"".join([hiredis.pack_command(command) for command in commands])
-            )
+            pack: Any = hiredis.pack_command
+            connection.send_all(requests, b"".join([pack((e.name, *e.names)) for e in requests]))
         self._notify()
         return self._lost
 
