@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.deadlines import earlier
 from resilient_io.errors import Closed, Progress
@@ -99,6 +100,7 @@ class Subscription:
         self._receives = False  # whether the server has confirmed any channel that is still wanted
         self._unconfirmed: list[Request] = []  # of the new connection
         self._missing: tuple[ConnectionFailure, float] | None = None  # since when, and why
+        self._limit_hits: int | None = None  # of all clients of the server, at the latest connect
         self._state_set: list[str] = []  # commands after which another connection differs
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._task = owner.start_task(self._run())
@@ -254,7 +256,9 @@ class Subscription:
                 raise NotMultiplexable
             name = multiplexer.next_name()
             await identify(connection, name, timeout=policy.connect_timeout)
-            await multiplexer.session.apply(query_over(connection, policy.connect_timeout), name)
+            query = query_over(connection, policy.connect_timeout)
+            await multiplexer.session.apply(query, name)
+            self._note_limit_hits(await _count_limit_hits(query))
             opened = SubscriptionConnection(
                 connection, owner=self, lag=lag, interval=owner.health.settings.interval
             )
@@ -347,10 +351,9 @@ class Subscription:
                 extra={"event": "subscription_garbage", "dependency": self._owner.health.name},
             )
         if self._receives and self._missing is None:
-            if connection.cut and self._owner.survived(connection.last_byte):
-                detail = f"{failure.detail} in the middle of a message: {_OUTPUT_LIMIT}"
-                failure = replace(failure, cause=Cause.SLOW_SUBSCRIBER, detail=detail)
             self._missing = (failure, connection.last_byte)
+            if connection.cut and self._owner.survived(connection.last_byte):
+                self._blame_limit("in the middle of a message")
         if self.active:
             self._owner.note_lost(self, failure)
         if not self._lost.done():
@@ -377,6 +380,21 @@ class Subscription:
             "subscription restored", cause=gap.cause.value, seconds=round(gap.seconds, 3)
         )
         self.messages.put(gap)
+
+    def _note_limit_hits(self, hits: int | None) -> None:
+        """Compare how many connections the server has closed because of their output buffer."""
+        before, self._limit_hits = self._limit_hits, hits
+        if self._missing is None or before is None or hits is None or hits <= before:
+            return
+        failure, since = self._missing
+        if failure.cause is Cause.RESET and self._owner.survived(since):
+            self._blame_limit("at the limit of an output buffer")
+
+    def _blame_limit(self, why: str) -> None:
+        assert self._missing is not None, "a connection was lost"  # noqa: S101
+        failure, since = self._missing
+        detail = f"{failure.detail} {why}: messages are read too slowly, or are {_TOO_LARGE}"
+        self._missing = (replace(failure, cause=Cause.SLOW_SUBSCRIBER, detail=detail), since)
 
     def _note_confirmed(self, request: Request) -> None:
         if not request.left and request in self._unconfirmed:
@@ -421,7 +439,23 @@ class Subscription:
             self.messages.put([name.lower().encode(), each, left])
 
 
-_OUTPUT_LIMIT = "it is read too slowly, or larger than client-output-buffer-limit permits"
+_TOO_LARGE = "larger than client-output-buffer-limit permits"
+
+_LIMIT_HITS = re.compile(r"client_output_buffer_limit_disconnections:(\d+)")
+
+
+async def _count_limit_hits(query: Query) -> int | None:
+    """Return how many connections the server has closed because their output buffer was full.
+
+    Redis counts them from version 7.2 on. An ACL may forbid the question.
+    """
+    try:
+        stats = await query("INFO", "stats")
+    except ResponseError:
+        return None
+    text = stats.decode("utf-8", "replace") if isinstance(stats, bytes) else str(stats)
+    found = _LIMIT_HITS.search(text)
+    return None if found is None else int(found[1])
 
 
 class Subscriptions:
