@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from resilient_io import OutcomeUnknown, Overloaded, ResilientIOError, deadline
+from resilient_io import (
+    DeadlineExceeded,
+    OutcomeUnknown,
+    Overloaded,
+    Progress,
+    ResilientIOError,
+    deadline,
+)
 from resilient_io.redis import ConnectionSettings
 
 CALLERS = 10_000
@@ -94,7 +101,10 @@ async def test_calls_above_the_limit_wait_and_then_raise_overloaded_without_bein
     served = [result for result in results if isinstance(result, int)]
     overloaded = [result for result in results if isinstance(result, Overloaded)]
     sent_late = [result for result in results if isinstance(result, OutcomeUnknown)]
-    assert len(served) + len(overloaded) + len(sent_late) == callers
+    others = [each for each in results if each not in (*served, *overloaded, *sent_late)]
+    # If the machine was so busy that nothing was full for a second, they do not blame the limit.
+    assert all(isinstance(each, DeadlineExceeded) for each in others), others[:3]
+    assert all(each.progress is Progress.NOT_SENT for each in others)
     assert served
     assert len(overloaded) > callers / 2
     assert peak <= 64
