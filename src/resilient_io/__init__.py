@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         DeadlineExceeded,
         DependencyUnavailable,
+        NotReplicated,
         OutcomeUnknown,
         Overloaded,
         Progress,
@@ -67,6 +68,7 @@ __all__ = [
     "LifecycleReport",
     "LivenessSettings",
     "MonitorChange",
+    "NotReplicated",
     "OutcomeUnknown",
     "Overloaded",
     "Progress",
@@ -84,8 +86,8 @@ __all__ = [
 
 _HOMES = {
     "deadlines": "Deadline deadline",
-    "errors": "Closed ConfigurationError DeadlineExceeded DependencyUnavailable OutcomeUnknown "
-    "Overloaded Progress ResilientIOError",
+    "errors": "Closed ConfigurationError DeadlineExceeded DependencyUnavailable NotReplicated "
+    "OutcomeUnknown Overloaded Progress ResilientIOError",
     "health": "Cause Change Dependency FlightRecorder HealthMonitor HealthSettings "
     "LivenessSettings MonitorChange State",
     "kafka": "ConsumerSettings DeadLetter DeliverySettings HandlerPolicy ResilientKafkaConsumer "

@@ -5,6 +5,7 @@ ResilientIOError
 ├─ DependencyUnavailable     nothing was applied: down, no connection, refused
 ├─ OutcomeUnknown            the call may have been applied, and repeating it is not safe
 ├─ DeadlineExceeded          (also TimeoutError) the time ran out; says how far the call got
+├─ NotReplicated             it was applied, but fewer replicas have it than the caller requires
 ├─ Overloaded                a limit of the client was reached
 └─ Closed                    the client was closed
 ValueError
@@ -34,6 +35,9 @@ class Progress(enum.StrEnum):
 
     SENT = "sent"
     """It was passed to the transport, and it is a read: there is nothing to apply."""
+
+    APPLIED = "applied"
+    """The server replied that it applied it."""
 
     REFUSED = "refused"
     """The server replied that it did not apply it."""
@@ -105,6 +109,13 @@ class OutcomeUnknown(ResilientIOError):
 
     Do not retry it blindly: query the dependency for the outcome, make the operation idempotent,
     or report the error to the caller.
+    """
+
+
+class NotReplicated(ResilientIOError):
+    """The call was applied, but is not as durable as required: a failover may lose it.
+
+    Repeating it would apply it a second time. `progress` is `Progress.APPLIED`.
     """
 
 

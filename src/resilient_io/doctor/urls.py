@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import ConnectionPool
 
-_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+_SENTINEL_SCHEMES: Final = ("redis+sentinel", "rediss+sentinel")
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix", *_SENTINEL_SCHEMES)
 _KAFKA_SCHEMES: Final = ("kafka", "kafkas")
 _ANY: Final = (
-    "use redis://host:6379/0, rediss://… (TLS), unix:///path, kafka://host:9092,host:9092 or "
-    "kafkas://… (TLS)"
+    "use redis://host:6379/0, rediss://… (TLS), unix:///path, kafka://host:9092,host:9092, "
+    "kafkas://… (TLS) or redis+sentinel://host:26379,host:26379/mymaster"
 )
 _OTHER_SCHEMES: Final = ("http", "https", "tcp", "tls", "valkey", "valkeys")
 """Wrong schemes that a message may quote: an unknown one may be a part of a password."""
@@ -28,7 +29,10 @@ _OTHER_SCHEMES: Final = ("http", "https", "tcp", "tls", "valkey", "valkeys")
 _HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9.-]{1,80}:(\d{1,5})\Z")
 _KAFKA_PORTS: Final = (9092, 9093, 9094, 19092, 29092)
 
-_REDIS: Final = "use redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
+_REDIS: Final = (
+    "use redis://[user[:password]@]host[:port][/db], rediss://…, unix:///path or "
+    "redis+sentinel://host:26379,host:26379/mymaster"
+)
 _KAFKA: Final = (
     "use kafka://[user:password@]host[:port][,host[:port]…], or kafkas://… for TLS, with "
     "?sasl_mechanism=…&ssl_cafile=… if needed"
@@ -78,6 +82,8 @@ def read_redis_url(url: str) -> ConnectionPool:
 
     from resilient_io.redis.options import pool_from_url  # noqa: PLC0415 - as above
 
+    if url.partition("://")[0].lower() in _SENTINEL_SCHEMES:
+        return pool_from_url(url, {})
     if _split(url) is None:
         raise ConfigurationError(f"invalid Redis URL: {_REDIS}; {_ENCODE}")
     pool: ConnectionPool = pool_from_url(url, {})

@@ -122,6 +122,11 @@ class Dependency:
         return self._machine.detail
 
     @property
+    def parts_lost(self) -> list[str]:
+        """The names of the lost parts, in the order in which they were lost."""
+        return self._machine.parts_lost
+
+    @property
     def latency(self) -> float | None:
         """Time that the latest measured answer took, in seconds."""
         return self._machine.latency
@@ -386,8 +391,29 @@ class Dependency:
         """Report that a lost part is back. A part that was not lost is ignored."""
         self._publish(self._machine.part_back(self._bind(), (owner, part)))
 
+    def failover_began(self, detail: str, *, owner: object = None) -> None:
+        """Report that another server is about to take over: DEGRADED, with the cause FAILOVER.
+
+        That holds also while the server does not answer, until `failover_ended` is called.
+        `detail` must not contain secrets.
+        """
+        now = self._bind()
+        detail = clean_detail(detail)
+        self.note("failover began", detail=detail)
+        self._publish(self._machine.failover_began(now, owner, detail))
+
+    def failover_ended(self, *, owner: object = None) -> None:
+        """Report the end of a failover, successful or not."""
+        now = self._bind()
+        self.note("failover ended")
+        self._publish(self._machine.failover_ended(now, owner))
+
+    def remark(self, text: str) -> None:
+        """Add a remark to the detail while the state is DOWN; an empty text removes it."""
+        self._publish(self._machine.remark(self._bind(), clean_detail(text) if text else ""))
+
     def forget_parts(self, owner: object) -> None:
-        """Forget the lost parts of a client that was closed."""
+        """Forget the lost parts of a client that was closed, and its failover."""
         # The evidence of another loop is gone with it.
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -529,6 +555,21 @@ class Reporter:
         """Report that a lost part of this client is back."""
         if not self._closed:
             self._dependency.part_back(part, owner=self)
+
+    def failover_began(self, detail: str) -> None:
+        """Report that another server is about to take over; see `Dependency.failover_began`."""
+        if not self._closed:
+            self._dependency.failover_began(detail, owner=self)
+
+    def failover_ended(self) -> None:
+        """Report the end of a failover; see `Dependency.failover_ended`."""
+        if not self._closed:
+            self._dependency.failover_ended(owner=self)
+
+    def remark(self, text: str) -> None:
+        """Add a remark to the detail of an outage; see `Dependency.remark`."""
+        if not self._closed:
+            self._dependency.remark(text)
 
     def close(self) -> None:
         """Withdraw the lost parts, and ignore further reports. Idempotent."""

@@ -47,6 +47,8 @@ class Machine:
         self._not_serving = False  # whether it answered the latest probe that it does not serve
         self._parts: dict[Part, tuple[Cause, str]] = {}
         self._suspected: dict[Part, tuple[Cause, str]] = {}
+        self._failovers: dict[object, str] = {}  # those in progress, by the client that waits
+        self._remark = ""  # what is known about an outage beyond its cause
         self._good = 0
         self._last_good = 0.0
         self._falls: list[float] = []  # the latest
@@ -55,6 +57,11 @@ class Machine:
     def refusing(self) -> bool:
         """Whether a write was refused and none was accepted since."""
         return self._refusal is not None
+
+    @property
+    def contact(self) -> State:
+        """Whether it answers at all: UNKNOWN, UP or DOWN. The latter also during a failover."""
+        return self._contact
 
     @property
     def _settled(self) -> bool:
@@ -177,8 +184,24 @@ class Machine:
         self._suspected.pop(part, None)
         return self._settle(now)
 
+    def failover_began(self, now: float, owner: object, detail: str) -> Change | None:
+        """Take the beginning of a failover: DEGRADED, although the master may not answer."""
+        self._failovers[owner] = detail
+        return self._settle(now)
+
+    def failover_ended(self, now: float, owner: object) -> Change | None:
+        """Take the end of a failover, successful or not."""
+        self._failovers.pop(owner, None)
+        return self._settle(now)
+
+    def remark(self, now: float, text: str) -> Change | None:
+        """Add a remark to the detail of an outage, or remove it."""
+        self._remark = text
+        return self._settle(now)
+
     def parts_gone(self, now: float, owner: object) -> Change | None:
         """Forget the lost parts of a client that no longer exists."""
+        self._failovers.pop(owner, None)
         self._parts = {part: why for part, why in self._parts.items() if part[0] is not owner}
         self._suspected = {
             part: why for part, why in self._suspected.items() if part[0] is not owner
@@ -192,6 +215,8 @@ class Machine:
         self._not_serving = False
         self._parts.clear()
         self._suspected.clear()
+        self._failovers.clear()
+        self._remark = ""
         self._falls.clear()
         self.streak = self._good = 0
         self.latency = None
@@ -267,8 +292,12 @@ class Machine:
         )
 
     def _derive(self) -> tuple[State, Cause | None, str]:
+        if self._contact is not State.UNKNOWN and self._failovers:
+            return State.DEGRADED, Cause.FAILOVER, next(iter(self._failovers.values()))
         if self._contact is not State.UP:
-            return self._contact, *self._trouble
+            cause, detail = self._trouble
+            remark = self._remark if self._contact is State.DOWN else ""
+            return self._contact, cause, "; ".join(part for part in (detail, remark) if part)
         if self._refusal is not None:
             return State.DEGRADED, self._refusal[0], self._refusal[1]
         if self._limitation is not None:

@@ -314,7 +314,7 @@ class Prober:
             definite=failure.definite or failure.cause.permanent,
             answered=failure.answered,
         )
-        self._suspected = machine.state is not State.DOWN
+        self._suspected = machine.contact is not State.DOWN
         return change
 
     def _draw_pause(self) -> float:

@@ -46,12 +46,14 @@ class Cause(enum.StrEnum):
     TLS = "TLS"
     AUTH = "auth"
     WRONG_DATABASE = "wrong database"
+    WRONG_SERVER = "wrong server"
     LOADING = "loading"
     READ_ONLY = "read-only"
     OUT_OF_MEMORY = "out of memory"
     DISK_ERROR = "disk error"
     NO_REPLICAS = "no replicas"
     MASTER_DOWN = "master down"
+    FAILOVER = "failover"
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"
     PROCESS_LIMIT = "process limit"
@@ -70,7 +72,10 @@ class Cause(enum.StrEnum):
     @property
     def permanent(self) -> bool:
         """Whether operator action is needed: waiting does not help."""
-        return self is Cause.AUTH or self is Cause.TLS or self is Cause.WRONG_DATABASE
+        return self in _PERMANENT
+
+
+_PERMANENT = (Cause.AUTH, Cause.TLS, Cause.WRONG_DATABASE, Cause.WRONG_SERVER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from .client import RedisStats, ResilientRedis
+from .durability import Durability
 from .errors import (
     LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
+    RedisNotReplicated,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
@@ -21,11 +23,13 @@ from .pubsub import ResilientPubSub
 
 __all__ = [
     "ConnectionSettings",
+    "Durability",
     "Gap",
     "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
     "RedisDeadlineExceeded",
+    "RedisNotReplicated",
     "RedisOutcomeUnknown",
     "RedisOverloaded",
     "RedisStats",

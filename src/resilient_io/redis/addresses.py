@@ -14,16 +14,28 @@ import functools
 import ipaddress
 import itertools
 import socket
+from collections.abc import Callable, Mapping
 from contextvars import Context
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import RedisError
 
+from resilient_io.errors import ConfigurationError
+
 from .errors import CLOSED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
+
+Address: TypeAlias = tuple[str, int]
+
+AddressMap: TypeAlias = Callable[[Address], Address] | Mapping[Address, Address]
+"""How clients reach the servers whose addresses Sentinels or a cluster announce.
+
+A function of the announced `(host, port)` that returns the `(host, port)` to connect to, or a
+mapping of those that differ.
+"""
 
 Result = TypeVar("Result")
 
@@ -33,6 +45,51 @@ STAGGER = 0.25
 _MOST_TRIED = 4  # addresses in one attempt; the next attempt continues with the others
 
 _NO_ROUTE = (errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAFNOSUPPORT)
+
+
+def check_address_map(address_map: object) -> None:
+    """Raise ConfigurationError if an address map is not a function or a mapping of addresses."""
+    use = "use {('10.0.0.5', 6379): ('localhost', 16379)} or a function of (host, port)"
+    if isinstance(address_map, Mapping):
+        for announced, reached in address_map.items():
+            if not (_is_server(announced) and _is_server(reached)):
+                raise ConfigurationError(
+                    f"address_map={{{announced!r}: {reached!r}}} does not map (host, port) to "
+                    f"(host, port): {use}"
+                )
+    elif address_map is not None and not callable(address_map):
+        raise ConfigurationError(f"address_map={address_map!r} is invalid: {use}")
+
+
+def map_address(address_map: AddressMap | None, announced: Address) -> Address:
+    """Return where the server that was announced at an address is reached from here.
+
+    Raises a `ConnectionError` of redis-py if the application's function fails.
+    """
+    if address_map is None:
+        return announced
+    if isinstance(address_map, Mapping):
+        return address_map.get(announced, announced)
+    try:
+        reached = address_map(announced)
+    # The boundary to the application's code, which may raise anything.
+    except Exception as error:  # noqa: BLE001
+        raise ConnectionLostError(
+            f"address_map raised {type(error).__name__} for {announced!r}"
+        ) from None
+    if not _is_server(reached):
+        raise ConnectionLostError(
+            f"address_map returned {reached!r} for {announced!r}: return (host, port)"
+        )
+    host, port = reached
+    return host, port
+
+
+def _is_server(address: object) -> bool:
+    if not isinstance(address, tuple | list) or len(address) != 2:  # noqa: PLR2004 (host, port)
+        return False
+    host, port = address
+    return isinstance(host, str) and bool(host) and type(port) is int and 0 < port < 1 << 16
 
 
 class Place(NamedTuple):

@@ -34,7 +34,7 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
-from .errors import ConnectionFailure, advise, refusal, remove_secrets
+from .errors import ConnectionFailure, refusal, remove_secrets
 from .standby import PING
 
 if TYPE_CHECKING:
@@ -520,8 +520,7 @@ def read_reply(
                 return failed
         if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
             return command.options[EMPTY_RESPONSE]
-        advise(reply)
-        raise reply
+        raise multiplexer.target.explain_reply(reply, known=command.spec.known)
     if multiplexer.health.refusing and command.effect is not Effect.READ:
         multiplexer.write_accepted()
     return apply_callback(callbacks, command.args[0], reply, command.options)

@@ -29,6 +29,7 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
+from .durability import Acknowledgements, Durability, DurableCall, is_replicated
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, rebind, trace_command
 from .lock import ResilientLock
@@ -48,12 +49,14 @@ from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .pubsub import ResilientPubSub
 from .runtime import Runtime
+from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
+from .wrong_server import check_pushes, needs_pushes
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from redis.asyncio.client import Monitor
     from redis.asyncio.connection import ConnectionPool
@@ -63,10 +66,11 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryPolicy
 
+    from .addresses import Address, AddressMap
     from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
-    from .options import PoolOptions, RedisOptions, UrlOptions
+    from .options import PoolOptions, RedisOptions, SentinelOptions, UrlOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         name: The name of the client and of its dependency in logs, errors and metrics. By default,
             "redis" and the address.
         rng: Source of jitter, client names and lock tokens; pass a seeded one to replay a schedule.
+        durability: How many replicas must have a write before its call returns: a number, or a
+            `Durability`. Otherwise the call raises `RedisNotReplicated`. See `with_durability`.
         reopen: Whether a call after `aclose()` opens the client again, as in redis-py. Otherwise it
             raises `RedisClosed`.
         connection_pool: A pool of redis-py. Clients on the same pool with the same options share
@@ -170,6 +176,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
     _traceable: bool = True  # false for that copy
     _origin: ResilientRedis | None = None
     """The client of which this is a view. A view keeps it from being collected."""
+    _is_view: bool = False  # whether `with_policy` or the like made it
     _counted: bool = False  # whether it counts as a user of its runtime
     _closed: bool = False  # whether `aclose` was the last that was called
 
@@ -181,12 +188,19 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         connections: ConnectionSettings | None = None,
         name: str | None = None,
         rng: random.Random | None = None,
+        durability: Durability | int | None = None,
         reopen: bool = True,
         connection_pool: ConnectionPool | None = None,
         single_connection_client: bool = False,
         **options: Unpack[RedisOptions],
     ) -> None:
         check_types(policy, health, connections)
+        self._durability = Durability.of(durability)
+        if self._durability is not None and single_connection_client:
+            raise ConfigurationError(
+                "durability= and single_connection_client=True contradict each other: call WAIT "
+                "yourself, which refers to the writes of this connection"
+            )
         given: dict[str, Any] = {**options}
         check_conflicts(given, policy)
         interval = given.pop("health_check_interval", 0)
@@ -218,7 +232,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         # Client names and lock tokens must not be guessable, unless a schedule is replayed.
         self._rng = runtime.rng
         self.share_callbacks(self.connection_pool.connection_kwargs, _CALLBACKS)
-        self._hot = runtime.packer.direct  # whether commands may take the hot path at all
+        self._hot = self._may_be_hot  # whether commands may take the hot path at all
         self.health = runtime.health
         self.name = runtime.health.name if name is None else redact_credentials(name)
         if is_patched():
@@ -261,6 +275,10 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
     ) -> Self:
         """Return a client for a URL (`redis://`, `rediss://`, `unix://`), as redis-py does.
 
+        Also for Sentinels: `redis+sentinel://user:password@s1:26379,s2:26379/mymaster/0`, with TLS
+        `rediss+sentinel://…`. User and password are those of the servers. Options with the prefix
+        `sentinel_` are for the Sentinels: `?sentinel_password=…`, `sentinel_ssl=no`.
+
         Args:
             url: The server's URL. A password in it is never shown.
             single_connection_client: As in the constructor.
@@ -279,6 +297,50 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         )
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
+
+    @classmethod
+    def from_sentinel(
+        cls,
+        sentinels: Iterable[Address],
+        service_name: str,
+        *,
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        min_other_sentinels: int = 0,
+        force_master_ip: str | None = None,
+        address_map: AddressMap | None = None,
+        **options: Unpack[SentinelOptions],
+    ) -> Self:
+        """Return a client for the master that Sentinels monitor. It follows failovers.
+
+        Args:
+            sentinels: Host and port of each Sentinel: `[("sentinel-1", 26379), …]`.
+            service_name: The name of the master in the configuration of the Sentinels.
+            sentinel_kwargs: Options of the connections to the Sentinels, which may have another
+                user, password and TLS than the servers: `{"password": …, "ssl": True}`. By
+                default, the `socket_…` options of the servers.
+            min_other_sentinels: How many other Sentinels one must know so that its answer counts.
+            force_master_ip: The host of the master, whatever the Sentinels say.
+            address_map: Where servers are reached that the Sentinels announce at addresses which
+                do not lead anywhere from here (NAT, containers): a mapping of `(host, port)` to
+                `(host, port)`, or a function of `(host, port)` that returns such a tuple.
+            **options: Those of the constructor, which apply to the servers.
+
+        Raises:
+            ConfigurationError: An argument is invalid.
+        """
+        given: dict[str, Any] = {**options}
+        ours = {key: given.pop(key) for key in _OPTIONS_OF_FROM_SENTINEL if key in given}
+        check_conflicts(given, ours.get("policy"))
+        pool = pool_from_sentinels(
+            sentinels,
+            service_name,
+            given,
+            sentinel_kwargs=sentinel_kwargs,
+            min_other_sentinels=min_other_sentinels,
+            force_master_ip=force_master_ip,
+            address_map=address_map,
+        )
+        return cls.from_pool(pool, **ours)
 
     @classmethod
     def from_pool(cls, connection_pool: ConnectionPool, **options: Unpack[PoolOptions]) -> Self:
@@ -377,11 +439,16 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             return await self._apply_setting(spec, args, options)
         if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
             raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if spec.route is Route.BOUND:
+            protocol = pool_settings(self.connection_pool).get("protocol")
+            check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
         started = runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
         command = Command(spec, args, options)
+        if self._durability is not None and is_replicated(spec, args):
+            return await self._execute_durably(self._durability, command, started)
         call: ExclusiveCall | MultiplexedCall
         if spec.route is Route.EXCLUSIVE and not runtime.bound:
             call = self._exclusive_call(command)
@@ -396,6 +463,19 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             if undo is not None and error.progress is Progress.NOT_SENT:
                 undo()
             raise
+
+    async def _execute_durably(
+        self, durability: Durability, command: Command, started: float
+    ) -> Any:
+        """Send a write, and wait until enough replicas have it."""
+        executor = self._runtime.executor
+        acknowledgements = Acknowledgements(durability)
+        data = self._packer.pack(command.spec.words, command.args)
+        make = functools.partial(DurableCall, acknowledgements=acknowledgements)
+        call = self._multiplexed_call(command, data, kind=make)
+        reply = await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
+        acknowledgements.check(executor, call.operation, reply, started)
+        return reply
 
     async def _apply_setting(
         self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]
@@ -428,7 +508,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             self.own_callbacks()
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
-            twin._hot = self._packer.direct and not self._deliberate
+            twin._hot = self._may_be_hot
         if self._is_closed:
             await self._ensure_open(args[0])
         return await _execute_command(twin, *args, **options)
@@ -450,6 +530,11 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         runtime.start()
 
     @property
+    def _may_be_hot(self) -> bool:
+        """Whether commands may take the hot path if no tracer wants to see them."""
+        return self._packer.direct and not self._deliberate and self._durability is None
+
+    @property
     def _is_closed(self) -> bool:
         return (self._origin or self)._closed or self._runtime.executor.closed
 
@@ -463,9 +548,14 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             raise self._runtime.executor.closed_error(operation)
 
     def _multiplexed_call(
-        self, command: Command, data: bytes, first: Exception | None = None
+        self,
+        command: Command,
+        data: bytes,
+        first: Exception | None = None,
+        *,
+        kind: Callable[..., MultiplexedCall] = MultiplexedCall,
     ) -> MultiplexedCall:
-        return MultiplexedCall(
+        return kind(
             self._runtime.multiplexer,
             self.callback_table,
             self._policy,
@@ -509,6 +599,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             deliberate=self._deliberate,
             tracing=self._tracing,
             instrumented=self._instrumented,
+            durability=self._durability,
         )
 
     def pubsub(
@@ -531,6 +622,9 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             ConfigurationError: A limit is not a positive integer.
         """
         self._check_open("pubsub")
+        handler = options.get("push_handler_func") is not None
+        protocol = pool_settings(self.connection_pool).get("protocol")
+        check_pushes("pubsub(push_handler_func=…)", needed=handler, protocol=protocol)
         options.setdefault("event_dispatcher", self._event_dispatcher)
         return ResilientPubSub(
             self,
@@ -612,7 +706,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             )
         kind: type[Any] = lock_class if lock_class is not None else ResilientLock
         lock: ResilientLock = kind(
-            self,
+            self._plain_view(),
             name,
             timeout=timeout,
             sleep=sleep,
@@ -664,13 +758,51 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             ConfigurationError: The policy contradicts itself.
         """
         check_types(policy, None, None)
+        view = self._view()
+        view._policy = (policy if policy is not None else self._policy).replace(**changes)
+        view._deliberate, view._hot = True, False
+        return view
+
+    def with_durability(self, durability: Durability | int | None) -> Self:
+        """Return a view of this client whose writes return when enough replicas have them.
+
+        Each write, pipeline and transaction is followed by WAIT, in the same write to the socket,
+        on an exclusive connection, so that other calls are not delayed. If fewer replicas have it
+        after `Durability.timeout` (1 s), or at the deadline, the call raises `RedisNotReplicated`:
+        it was applied, and must not be repeated. Reads, blocking pops and locks do not wait.
+        Closing the view does nothing.
+
+        WAIT makes the loss of a write in a failover unlikely, not impossible: the replica that is
+        promoted may be another one than those that acknowledged the write.
+
+        Args:
+            durability: The number of replicas, or a `Durability`; None or 0 for plain writes.
+
+        Raises:
+            ConfigurationError: It is neither, or the client has a single connection.
+        """
+        wanted = Durability.of(durability)
+        if wanted is not None and self._runtime.bound:
+            raise ConfigurationError(
+                "with_durability() needs a client with shared connections: call WAIT yourself, "
+                "which refers to the writes of this connection"
+            )
+        view = self._view()
+        view._durability = wanted
+        view._hot = view._may_be_hot and not view._instrumented
+        return view
+
+    def _view(self) -> Self:
         self.own_callbacks()
         view = copy.copy(self)
         view._uninstrumented = None
         rebind(view)
-        view._policy = (policy if policy is not None else self._policy).replace(**changes)
-        view._deliberate, view._hot = True, False
+        view._is_view = True
         return view
+
+    def _plain_view(self) -> Self:
+        """Return this client, or a view whose writes do not wait for replicas: for locks."""
+        return self if self._durability is None else self.with_durability(None)
 
     def __copy__(self) -> Self:
         """Return a view of this client: a copy that shares its connections."""
@@ -758,7 +890,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             close_connection_pool: Whether to close redis-py's pool, too; by default if the client
                 created it.
         """
-        if self._deliberate:
+        if self._is_view:
             return
         self._closed, self._hot = True, False
         close_all = close_connection_pool
@@ -773,7 +905,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
 
     def _mark_open(self) -> None:
         self._closed = False
-        self._hot = self._packer.direct and not self._instrumented
+        self._hot = self._may_be_hot and not self._instrumented
         self._count()
 
     def _count(self) -> None:
@@ -819,7 +951,10 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
 _execute_command = ResilientRedis.execute_command
 """The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
 
-_OPTIONS_OF_FROM_URL = ("policy", "health", "connections", "name", "rng", "reopen")
+_OPTIONS_OF_FROM_URL = (
+    "policy", "health", "connections", "name", "rng", "durability", "reopen",
+)  # fmt: skip
+_OPTIONS_OF_FROM_SENTINEL = (*_OPTIONS_OF_FROM_URL, "single_connection_client")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 

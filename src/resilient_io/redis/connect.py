@@ -8,6 +8,7 @@ import functools
 import math
 import socket
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as driver
@@ -26,7 +27,7 @@ from redis.utils import SENTINEL as _UNSET
 from resilient_io.health import Cause, LoopLag
 from resilient_io.text import clean_text, format_address
 
-from .addresses import ConfiguredAddress, Places, Race, SharedTask
+from .addresses import ConfiguredAddress, Place, Places, Race, SharedTask
 from .errors import ConnectionFailure, connection_failure, refusal
 from .sentinel import SentinelAddress
 from .tls import (
@@ -38,6 +39,15 @@ from .tls import (
     find_alert,
     load_files,
 )
+from .wrong_server import (
+    HandshakeFacts,
+    WrongServer,
+    address_of,
+    explain_reply,
+    no_sentinel,
+    sentinel_instead_of_server,
+    wrong_database,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -45,7 +55,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from .addresses import AddressSource, Place
+    from .addresses import AddressSource
+    from .sentinel import KnownMaster
 
     Query = Callable[..., Awaitable[Any]]
 
@@ -152,6 +163,7 @@ async def connect(
     try:
         async with StallTolerantTimeout(timeout):
             places = await target.places()
+            check_master = target.expect_master()
             if places is None or len(places) == 1:
                 connection = await open_at(None if places is None else places[0])
             else:
@@ -161,6 +173,7 @@ async def connect(
                     avoid=target.avoid,
                     final=lambda error: target.failure(error).permanent,
                 ).run(places)
+        check_master()
         _set_user_timeout(connection, user_timeout)
         connected = target.reached = True
     except (driver.RedisError, OSError) as error:
@@ -183,11 +196,18 @@ async def _open(
     connection = target.connection(client_name=client_name, connect_timeout=None, place=place)
     if began is not None:
         began(connection)
+    facts = HandshakeFacts(connection)
     opened = False
     try:
         load_files(connection)
-        await _shake_hands(connection)
+        with facts:
+            await _shake_hands(connection)
+        target.check_mode(facts.mode, place)
+        await target.check_role(connection)
         opened = True
+    except driver.ResponseError:  # a Sentinel has no SELECT, for example
+        target.check_mode(facts.mode, place)
+        raise
     finally:
         if not opened:
             abort(connection)
@@ -251,6 +271,22 @@ def query_over(connection: AbstractConnection, timeout: float) -> Query:
             return await connection.read_response()
 
     return query
+
+
+async def role_over(connection: AbstractConnection) -> str:
+    """Return the role of a connection's server: "master", "slave", or "" if that is not permitted.
+
+    HELLO says it, too: where an ACL forbids ROLE, and while a script runs.
+    """
+    (role,) = await exchange(connection, ("ROLE",))
+    if not isinstance(role, ResponseError):
+        return _text(role[0])
+    (said,) = await exchange(connection, ("HELLO", connection.protocol))
+    if isinstance(said, ResponseError):
+        return ""
+    facts = said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
+    role = _text(facts.get(b"role") or facts.get("role"))
+    return "slave" if role == "replica" else role
 
 
 async def exchange(connection: AbstractConnection, *commands: Sequence[Any]) -> list[Any]:
@@ -415,9 +451,18 @@ class RedisTarget:
     """The address and settings of a connection pool of redis-py. The pool is only read.
 
     Sentinel pools work, too: every connect attempt asks the Sentinels for the address again.
+
+    Args:
+        pool: The pool.
+        source: Where the address comes from, if not from the pool.
+        sentinel: Whether the address is that of a Sentinel, not of a server with data.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
+    ) -> None:
+        self._sentinel = sentinel
+        self._source = source
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
         self._class = pool.connection_class
@@ -447,6 +492,11 @@ class RedisTarget:
             # on Python 3.11; the user of the connection sets time limits.
             socket_timeout=None,
         )
+        self.sentinels: Sequence[SentinelNode] = ()
+        """The Sentinels that are asked for the address."""
+        self.master: SentinelAddress | None = None
+        """The address of the master that the Sentinels monitor; None for any other target."""
+        self._masters = 0  # how often it has changed
         self._places = self._find_places()
         self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
         self.reached = False
@@ -457,7 +507,7 @@ class RedisTarget:
 
     def _find_places(self) -> Places | None:
         """Return where connections are opened; None if that is up to the connections."""
-        source: AddressSource
+        source = self._source
         pool, settings = self._pool, self._settings
         plain = _PLAIN_CLASSES.get(self._class)
         if plain is not None and isinstance(pool, SentinelConnectionPool):
@@ -465,22 +515,35 @@ class RedisTarget:
             self._class = plain
             settings.pop("connection_pool", None)
             manager = pool.sentinel_manager
-            source = SentinelAddress(
-                pool.service_name,
-                [_asker(RedisTarget(known.connection_pool)) for known in manager.sentinels],
-                replica=not pool.is_master,
-                least_others=manager.min_other_sentinels,
-                forced_host=manager._force_master_ip,
-            )
+            self.sentinels = [
+                SentinelNode(RedisTarget(known.connection_pool, sentinel=True))
+                for known in manager.sentinels
+            ]
+            if source is None:
+                source = addresses = SentinelAddress(
+                    pool.service_name,
+                    [sentinel.ask for sentinel in self.sentinels],
+                    replica=not pool.is_master,
+                    least_others=manager.min_other_sentinels,
+                    forced_host=manager._force_master_ip,
+                    address_map=getattr(manager, "address_map", None),
+                    role_of=self._role_of,
+                )
+                if pool.is_master:
+                    self.master = addresses
+                    addresses.on_change(self._master_changed)
         elif getattr(self._class, "_connect", None) is Connection._connect:
             # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
             host, port = settings.get("host") or "localhost", settings.get("port", 6379)
             if not isinstance(host, str):
                 return None
-            source = ConfiguredAddress(host, int(port))
+            source = source or ConfiguredAddress(host, int(port))
         else:
             return None
         return Places(source)
+
+    def _master_changed(self, _before: KnownMaster | None, _after: KnownMaster) -> None:
+        self._masters += 1
 
     @property
     def name(self) -> str:
@@ -519,7 +582,58 @@ class RedisTarget:
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""
-        return connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+        failure = connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
+        if failure.cause is Cause.WRONG_DATABASE:
+            detail = wrong_database(self._settings.get("db"), failure.detail)
+            return failure if detail is None else replace(failure, detail=detail)
+        return failure
+
+    def check_mode(self, mode: str | None, place: Place | None) -> None:
+        """Raise if a server has said in the handshake that it is a Sentinel, and none is wanted."""
+        if mode == "sentinel" and not self._sentinel:
+            where = place or (self._settings.get("host"), self._settings.get("port", 6379))
+            raise sentinel_instead_of_server(address_of(where[0], where[1]))
+
+    def explain_reply(self, error: Exception, *, known: bool) -> Exception:
+        """Return an error reply with a text that says what to use, if another server would help.
+
+        `known` is whether the command is one of Redis.
+        """
+        where = address_of(self._settings.get("host"), self._settings.get("port", 6379))
+        return explain_reply(error, known=known, where=where)
+
+    def expect_master(self) -> Callable[[], None]:
+        """Return a function that raises if the Sentinels have named another master since."""
+        masters = self._masters
+
+        def check() -> None:
+            if self._masters != masters:
+                raise driver.ConnectionError("the Sentinels named another master meanwhile")
+
+        return check
+
+    async def check_role(self, connection: AbstractConnection) -> None:
+        """Raise if a new connection leads to a replica although the master is wanted."""
+        if self.master is not None and await role_over(connection) == "slave":
+            raise driver.ReadOnlyError(
+                f"the Sentinels name {self.master.known} as the master, but it is a replica"
+            )
+
+    async def _role_of(self, address: tuple[str, int]) -> str:
+        """Return the role of the server at an address, asked on a new connection."""
+        host, port = address
+        connection = self.connection(
+            client_name=None, connect_timeout=None, place=Place(host, port, host)
+        )
+        try:
+            async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
+                load_files(connection)
+                await _shake_hands(connection)
+                return await role_over(connection)
+        except (driver.RedisError, OSError) as error:
+            raise driver.ConnectionError(self.failure(error).detail) from None
+        finally:
+            abort(connection)
 
     async def check_port(self) -> None:
         """Raise if only one side speaks TLS, as an earlier attempt has found out."""
@@ -629,27 +743,66 @@ _PLAIN_CLASSES: dict[type, type[Connection]] = {
 _SENTINEL_TIMEOUT = 0.5  # seconds that one Sentinel may take, from connecting to its last reply
 
 
-def _asker(target: RedisTarget) -> Callable[..., Awaitable[list[Any]]]:
-    """Return a function that sends commands on a new connection and returns their replies."""
+class SentinelNode:
+    """One Sentinel: how to ask it, and how to subscribe to what it publishes."""
 
-    async def ask(*commands: Sequence[str]) -> list[Any]:
+    def __init__(self, target: RedisTarget) -> None:
+        self._target = target
+
+    @property
+    def name(self) -> str:
+        """Its address without secrets."""
+        return clean_text(self._target.name.rpartition("/")[0])
+
+    async def ask(self, *commands: Sequence[str]) -> list[Any]:
+        """Send commands on a new connection and return their replies."""
         connection: AbstractConnection | None = None
         try:
             async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
-                places = await target.places() or (None,)
-                connection = await _open(target, places[0], client_name=None, began=None)
+                connection = await self._connect()
                 replies = await exchange(connection, *commands)
+            wrong = [no_sentinel(reply, self.name) for reply in replies]
+            if wrong[0] is not None:
+                raise wrong[0]
+        except WrongServer:
+            raise
         except (driver.RedisError, OSError) as error:
-            failure = target.failure(error)
-            where = clean_text(target.name.rpartition("/")[0])
-            raise driver.ConnectionError(f"{where}: {failure.detail}") from None
+            failure = self.failure(error)
+            if failure.cause is Cause.AUTH:
+                use = "sentinel_kwargs={'password': …}, or ?sentinel_password=… in a URL"
+                raise driver.AuthenticationError(
+                    f"the Sentinel {self.name} refuses the login: use {use} ({failure.detail})"
+                ) from None
+            raise driver.ConnectionError(f"{self.name}: {failure.detail}") from None
         else:
             return replies
         finally:
             if connection is not None:
                 abort(connection)
 
-    return ask
+    async def subscribe(self, channels: Sequence[str]) -> AbstractConnection:
+        """Return a new connection on which the Sentinel publishes these channels."""
+        subscribed = False
+        connection: AbstractConnection | None = None
+        try:
+            async with StallTolerantTimeout(_SENTINEL_TIMEOUT):
+                connection = await self._connect()
+                await connection.send_command("SUBSCRIBE", *channels)
+                for _ in channels:
+                    await connection.read_response(push_request=True)
+            subscribed = True
+            return connection
+        finally:
+            if connection is not None and not subscribed:
+                abort(connection)
+
+    def failure(self, error: BaseException) -> ConnectionFailure:
+        """Return why it does not answer, without secrets."""
+        return self._target.failure(error)
+
+    async def _connect(self) -> AbstractConnection:
+        places = await self._target.places() or (None,)
+        return await _open(self._target, places[0], client_name=None, began=None)
 
 
 class _RecordingProvider(CredentialProvider):

@@ -7,6 +7,7 @@ DependencyUnavailable ─ RedisUnavailable        also redis.ConnectionError
                         └ RedisAuthenticationFailed     also redis.AuthenticationError
 OutcomeUnknown ──────── RedisOutcomeUnknown     also redis.ConnectionError and redis.TimeoutError
 DeadlineExceeded ────── RedisDeadlineExceeded   also redis.TimeoutError and the builtin TimeoutError
+NotReplicated ───────── RedisNotReplicated      also redis.RedisError
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
 Closed ──────────────── RedisClosed             also redis.ConnectionError
                         RouteRefused            also redis.DataError
@@ -34,6 +35,7 @@ from resilient_io.errors import (
     Closed,
     DeadlineExceeded,
     DependencyUnavailable,
+    NotReplicated,
     OutcomeUnknown,
     Overloaded,
 )
@@ -41,6 +43,7 @@ from resilient_io.health import Cause
 from resilient_io.text import clean_text, describe_error, error_chain
 
 from .tls import TLS_PORT, TLSConfigurationError
+from .wrong_server import WrongServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,6 +69,21 @@ class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.Timeout
 
     answered: Sequence[object] = ()
     unanswered: Sequence[int] = ()
+
+
+class RedisNotReplicated(NotReplicated, driver.RedisError):
+    """The write was applied, but fewer replicas have it than `durability=` requires.
+
+    The text says how many: "applied, replicated to 0 of 1". Do not repeat the call because of it:
+    the write would be applied twice.
+
+    Attributes:
+        reply: What the call would have returned; for a pipeline, the list of replies.
+        replicas: How many replicas have it, or None if that is unknown.
+    """
+
+    reply: object = None
+    replicas: int | None = None
 
 
 class RedisDeadlineExceeded(DeadlineExceeded, driver.TimeoutError):
@@ -154,12 +172,6 @@ def refusal(error: BaseException) -> Refusal | None:
     return found
 
 
-def advise(error: BaseException) -> None:
-    """Add a note to a final error reply that the reader can do something about."""
-    if isinstance(error, driver.MovedError):
-        error.add_note("This server is part of a cluster: use redis.asyncio.RedisCluster.")
-
-
 def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
     """Remove secrets from the text of an exception of redis-py, and of those that caused it.
 
@@ -218,6 +230,7 @@ _FAILURES: tuple[tuple[tuple[type[BaseException], ...], ConnectionFailure], ...]
     ((ssl.SSLCertVerificationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
     ((TLSConfigurationError,), ConnectionFailure(Cause.TLS, "", permanent=True)),
     ((ssl.SSLError,), ConnectionFailure(Cause.TLS, _TLS_HINT, permanent=True)),
+    ((WrongServer,), ConnectionFailure(Cause.WRONG_SERVER, "", permanent=True)),
     ((MasterNotFoundError, SlaveNotFoundError), ConnectionFailure(Cause.UNREACHABLE, "")),
     ((socket.gaierror,), ConnectionFailure(Cause.DNS, "")),
     ((ConnectionRefusedError, FileNotFoundError), ConnectionFailure(Cause.REFUSED, "")),
@@ -247,7 +260,8 @@ def connection_failure(
         return found
     if any(isinstance(link, driver.ResponseError) for link in chain):
         # The server refused a part of the handshake (HELLO, SELECT): a wrong database, for example.
-        cause = Cause.WRONG_DATABASE if "DB index" in detail else Cause.OTHER
+        wrong = "DB index" in detail or "SELECT is not allowed" in detail
+        cause = Cause.WRONG_DATABASE if wrong else Cause.OTHER
         return ConnectionFailure(cause, detail, permanent=True)
     if any(isinstance(link, OSError) for link in chain):
         return ConnectionFailure(Cause.UNREACHABLE, detail)

@@ -27,6 +27,7 @@ from .errors import (
     RedisAuthenticationFailed,
     RedisClosed,
     RedisDeadlineExceeded,
+    RedisNotReplicated,
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryBudget, RetryPolicy
 
     from .attempt import Call, Carrier
+    from .failover import Failover
     from .master_search import MasterSearch
     from .multiplexer import Multiplexer
 
@@ -72,6 +74,7 @@ class _FailingCall:
     started: float
     repeatable: Effect
     schedule: RetrySchedule
+    failover: Failover
     attempts: int = 0
     progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
     carrier: Carrier | None = None  # carried the latest request that was maybe applied
@@ -79,7 +82,7 @@ class _FailingCall:
 
     def limits(self) -> Limits:
         """Return when the next attempt must have been sent and answered, and where."""
-        limits = _limits(self.call, self.policy, self.started, served=self.served)
+        limits = _limits(self.call, self.policy, self.started, self.failover, served=self.served)
         carrier = self.carrier if self.fenced_first else None
         return limits if carrier is None or carrier.lost else limits._replace(behind=carrier)
 
@@ -186,6 +189,7 @@ class Executor:
         self.retries = 0
         self.refusals = 0
         self._multiplexer = multiplexer
+        self._failover = multiplexer.failover
         self._reports = reports
         self._rng = rng
         self._closing = Signal()
@@ -208,7 +212,11 @@ class Executor:
         """Execute a call, with retries, and return its result. Cancelling returns immediately."""
         failing: _FailingCall | None = None
         while True:
-            limits = _limits(call, policy, started) if failing is None else failing.limits()
+            limits = (
+                _limits(call, policy, started, self._failover)
+                if failing is None
+                else failing.limits()
+            )
             try:
                 result = await call.attempt(limits)
             except RedisError as error:
@@ -223,7 +231,7 @@ class Executor:
                 if deliberate and policy.repeat == "any":
                     repeatable = Effect.DANGEROUS
                 schedule = RetrySchedule(policy, self._rng)
-                failing = _FailingCall(call, policy, started, repeatable, schedule)
+                failing = _FailingCall(call, policy, started, repeatable, schedule, self._failover)
             failing = failing.after(result)
             decision = await self._decide(failing, result)
             if isinstance(decision, Retry):
@@ -389,8 +397,8 @@ class Executor:
             self._multiplexer.refresh()
         else:
             self._reports.failed(refused.cause, failed.detail)
-        if refused.elsewhere:
-            self._search.note_refusal()
+        if refused.elsewhere or refused.cause is Cause.NO_REPLICAS:
+            self._search.note_refusal(refused)
 
     # -- calls that are not attempted ------------------------------------------------------
 
@@ -398,9 +406,32 @@ class Executor:
         """Return the error of a call on a client that is closed for good."""
         return self._error(RedisClosed, "the client is closed", str(operation))
 
+    def not_replicated(
+        self,
+        operation: str,
+        reason: str,
+        *,
+        reply: object,
+        replicas: int | None,
+        attempts: int,
+        started: float,
+    ) -> ResilientIOError:
+        """Return the error of a call that was applied, but is not as durable as required."""
+        error = self._error(
+            RedisNotReplicated,
+            reason,
+            operation,
+            attempts=attempts,
+            elapsed=asyncio.get_running_loop().time() - started,
+            progress=Progress.APPLIED,
+        )
+        assert isinstance(error, RedisNotReplicated)  # noqa: S101
+        error.reply, error.replicas = reply, replicas
+        return error
+
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""
-        end = end_of_wait(self.health, _outage_wait(policy))
+        end = end_of_wait(self.health, _outage_wait(policy, self._failover))
         if end is None or asyncio.get_running_loop().time() < end:
             return
         failed = server_down(self.health)
@@ -431,13 +462,18 @@ class Executor:
             raise self._error(RedisUnavailable, reason, operation)
 
 
-def _outage_wait(policy: RetryPolicy) -> float:
-    return policy.outage_wait if policy.while_down == "fail" else math.inf
+def _outage_wait(policy: RetryPolicy, failover: Failover) -> float:
+    """Return how many seconds of an outage a call waits. It waits longer for a failover."""
+    if policy.while_down != "fail":
+        return math.inf
+    return max(policy.outage_wait, failover.expected_within) if policy.outage_wait else 0.0
 
 
-def _limits(call: Call, policy: RetryPolicy, started: float, *, served: float = 0.0) -> Limits:
+def _limits(
+    call: Call, policy: RetryPolicy, started: float, failover: Failover, *, served: float = 0.0
+) -> Limits:
     """Return when an attempt must have been sent and answered."""
-    enclosing, wait = current_deadline(), _outage_wait(policy)
+    enclosing, wait = current_deadline(), _outage_wait(policy, failover)
     if policy.deadline is None:
         return Limits(enclosing, enclosing, outage_wait=wait)
     # A blocking command has its own time limit. The deadline limits the time in which its attempts

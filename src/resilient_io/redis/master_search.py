@@ -9,9 +9,9 @@ from resilient_io.retry import Backoff
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
-    from .multiplexer import Multiplexer
-    from .pool import ExclusivePool
+    from .errors import Refusal
 
 _FIRST_PAUSE = 0.1  # seconds between the first two searches, at most
 _LONGEST_PAUSE = 2.0
@@ -22,18 +22,27 @@ _FORGOTTEN = 5.0  # seconds without a refusal after which a search is the first 
 class MasterSearch:
     """Leaves the connections to a server that refuses writes, so that its address is found again.
 
-    Every connection is left, shared or exclusive. While writes are still refused, the next search
-    follows after a growing pause.
+    While writes are still refused, the next search follows after a growing pause.
+
+    Args:
+        leave: Leaves every connection, shared or exclusive.
+        ask: Asks the Sentinels, if there are any.
+        rng: Source of jitter.
     """
 
-    def __init__(self, multiplexer: Multiplexer, pool: ExclusivePool, rng: random.Random) -> None:
-        self._multiplexer = multiplexer
-        self._pool = pool
+    def __init__(
+        self, leave: Callable[[], None], ask: Callable[[], None], rng: random.Random
+    ) -> None:
+        self._leave = leave
+        self._ask = ask
         self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, rng, floor=_LEAST_PAUSE)
         self._due = self._refused_at = float("-inf")
 
-    def note_refusal(self) -> None:
+    def note_refusal(self, refusal: Refusal) -> None:
         """Search, unless the latest search was too recent: a write was refused."""
+        self._ask()
+        if not refusal.elsewhere:
+            return
         now = asyncio.get_running_loop().time()
         if now - self._refused_at > _FORGOTTEN:
             self._pauses.reset()
@@ -41,9 +50,4 @@ class MasterSearch:
         if now < self._due:
             return
         self._due = now + self._pauses.next()
-        target = self._multiplexer.target
-        for connection in self._multiplexer.connections:
-            target.avoid_peer(connection.peer)
-            self._multiplexer.retire(connection)
-        for peer in self._pool.leave_server():
-            target.avoid_peer(peer)
+        self._leave()

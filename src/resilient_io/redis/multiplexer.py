@@ -36,6 +36,7 @@ from .connection import (
     Undeliverable,
 )
 from .errors import CLOSED, ConnectionFailure
+from .failover import Failover
 from .first_connection import FirstConnection
 from .standby import DelayedReplies, choose_for_large
 from .waiting import Barrier, WaitingRequests
@@ -112,6 +113,8 @@ class Reconnector:
         self._unfenced: list[DeadConnection] = []  # those that were left at the close
         self._safe = Signal()  # set while no dead connection may still write
         self._note_fences()
+        self._left: list[DeadConnection] = []  # those of a server that is not used any more
+        self._connecting: list[asyncio.Timeout] = []  # ends the attempts to connect
         self._worthwhile = Signal()
         self._closing = False
 
@@ -153,6 +156,17 @@ class Reconnector:
         if survivor is not None:
             self._start_task(self._fence_over(survivor), "fence")
 
+    def leave_server(self) -> None:
+        """Connect again, to another server, which is ours as soon as a connection to it is open.
+
+        What the former server still applies is overwritten when it becomes a replica.
+        """
+        self._left = list(self._fences)
+        now = asyncio.get_running_loop().time()
+        for attempt in self._connecting:
+            attempt.reschedule(now)
+        self.hurry()
+
     async def until_fenced(self) -> None:
         """Wait until no dead connection may still write."""
         while self._fences:
@@ -185,16 +199,24 @@ class Reconnector:
     async def _keep_open(self, slot: int) -> None:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
         while not self._closing:
+            await self._multiplexer.failover.until_over()
+            attempt = asyncio.timeout(None)
             try:
-                async with self._multiplexer.first.turn(slot) as turn:
+                async with self._multiplexer.first.turn(slot) as turn, attempt:
                     # Only probes contact a dependency that went down during the wait.
                     down = turn.waited > 0 and self._health.state is State.DOWN
+                    self._connecting.append(attempt)
                     connection = None if down else await self._open()
             except (RedisError, OSError) as error:
+                if attempt.expired():
+                    continue  # that server was left meanwhile
                 failure = self._target.failure(error)
                 self._multiplexer.connect_failed(slot, failure)
                 await self._back_off(backoff, permanent=failure.permanent)
                 continue
+            finally:
+                if attempt in self._connecting:
+                    self._connecting.remove(attempt)
             if down:
                 await self._until_up()
                 continue
@@ -214,6 +236,7 @@ class Reconnector:
             user_timeout=policy.response_timeout,
             began=self._multiplexer.first.note_connection,
         )
+        check_master = self._target.expect_master()
         multiplexed = None
         try:
             if is_multiplexable(connection):
@@ -223,6 +246,7 @@ class Reconnector:
                 while version != self._session.version:
                     version = await self._session.apply(query, name)
                     await self._settle_fences(query)
+                check_master()
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
             if multiplexed is None:
@@ -249,7 +273,8 @@ class Reconnector:
         """Before a call is repeated or a new one is sent, end the dead connections' clients."""
         while self._fences:
             lost = self._fences[0]
-            fenced = await fence(query, client_id=lost.client_id, name=lost.name)
+            left = lost in self._left
+            fenced = left or await fence(query, client_id=lost.client_id, name=lost.name)
             if self._fences and self._fences[0] is lost:
                 del self._fences[0]
                 self._note_fences()
@@ -422,9 +447,12 @@ class Multiplexer:
         session: SessionSettings,
         bound: bool = False,
         unfenced: Iterable[DeadConnection] = (),
+        failover: Failover | None = None,
     ) -> None:
         self.target = target
         self.health = health
+        self.failover = failover if failover is not None else Failover(reports)
+        """While it is in progress, calls are held."""
         self.reports = reports
         """What this client reports to `health`, until it is closed."""
         self.session = session
@@ -457,6 +485,7 @@ class Multiplexer:
         self._full_at = -math.inf  # when the connection was last found to be full
         self._replacing = False  # whether calls wait for a connection instead of a hogged one
         self._choosing = self._stale = False
+        self.failover.on_change(self._choose)
         self._closing = False
         self._past = (0, 0, 0)
         self.lag: LoopLag | None = None
@@ -598,9 +627,21 @@ class Multiplexer:
         self._reconnector.fence(lost, next(iter(self.connections), None))
         self._choose()
 
-    async def until_fenced(self) -> None:
-        """Wait until no dead connection may still write, so that a new write is the last one."""
-        await self._reconnector.until_fenced()
+    def leave_server(self, failure: ConnectionFailure) -> None:
+        """Close every connection: another server has taken over. Calls in flight get no reply."""
+        for connection in [*self.connections, *self._retiring]:
+            connection.close(failure)
+        self._reconnector.leave_server()
+        self._choose()
+
+    async def until_safe(self) -> None:
+        """Wait until no dead connection may still write, and no failover is in progress.
+
+        So a new write is the last one, and is not lost.
+        """
+        while self._reconnector.fencing or self.failover.holding:
+            await self.failover.until_over()
+            await self._reconnector.until_fenced()
 
     def next_name(self) -> str:
         """Return a unique client name for a new connection."""
@@ -642,9 +683,11 @@ class Multiplexer:
     def carriers(self) -> list[MultiplexedConnection]:
         """The open connections, one of which may carry an earlier request that must come first.
 
-        None while a lost connection may still apply anything, or while a caller's MULTI is open.
+        None while a lost connection may still apply anything, during a failover, or while a
+        caller's MULTI is open.
         """
-        if self._reconnector.fencing or self.bound_state.in_transaction:
+        unsafe = self._reconnector.fencing or self.failover.holding
+        if unsafe or self.bound_state.in_transaction:
             return []
         return [*self.connections, *self._retiring]
 
@@ -667,6 +710,8 @@ class Multiplexer:
         """Whether waiting calls wait only because too much is in flight."""
         if self._reconnector.fencing or self._waiting.blocked or not self.health.available:
             return False
+        if self.failover.in_progress:
+            return False
         return self._replacing or self.time() - self._full_at < _LATELY
 
     @property
@@ -674,6 +719,8 @@ class Multiplexer:
         """What waiting calls wait for, for error messages."""
         if self.crowded:
             return "room among the calls in flight"
+        if self.failover.in_progress:
+            return f"the end of a failover ({self.health.detail})"
         if self._reconnector.fencing and self.health.available:
             return "a lost connection to be fenced"
         if self._waiting.blocked:
@@ -796,6 +843,7 @@ class Multiplexer:
         self.health.note("connection opened", slot=slot)
         self.reports.part_back(f"connection {slot}")
         self.reports.succeeded()
+        self.failover.connected()
         self._choose()
 
     def connect_failed(self, slot: int, failure: ConnectionFailure) -> None:
@@ -872,6 +920,8 @@ class Multiplexer:
         connection = self._preferred = self._prefer()
         self.current = self.fast = self._reading = None
         if connection is None or self._closing or self._reconnector.fencing:
+            return
+        if self.failover.holding:
             return
         if connection.full:
             self._full_at = self.time()

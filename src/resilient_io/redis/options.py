@@ -21,6 +21,8 @@ from resilient_io.retry import RetryPolicy
 from resilient_io.text import clean_text
 from resilient_io.validation import check_count, check_seconds, check_type
 
+from .sentinel_options import is_sentinel_url, pool_from_sentinel_url
+
 if TYPE_CHECKING:
     import random
     import ssl
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from redis.event import EventDispatcher
     from redis.maint_notifications import MaintNotificationsConfig
 
+    from .addresses import AddressMap
     from .connect import RedisTarget
+    from .durability import Durability
 
 
 _MOST_CONNECTIONS = 16
@@ -127,6 +131,7 @@ class _OwnOptions(TypedDict, total=False):
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+    durability: Durability | int | None
     reopen: bool
 
 
@@ -136,8 +141,20 @@ class PoolOptions(_OwnOptions, total=False):
     single_connection_client: bool
 
 
+class SentinelOptions(PoolOptions, RedisOptions, total=False):
+    """The options of `ResilientRedis.from_sentinel`: those of the client and its connections."""
+
+
 class UrlOptions(_OwnOptions, RedisOptions, total=False):
-    """The options of `ResilientRedis.from_url`, which include those of redis-py's connections."""
+    """The options of `ResilientRedis.from_url`, which include those of redis-py's connections.
+
+    Those from `sentinel_kwargs` to `address_map` are for the URL of Sentinels.
+    """
+
+    sentinel_kwargs: Mapping[str, Any] | None
+    min_other_sentinels: int
+    force_master_ip: str | None
+    address_map: AddressMap | None
 
     connection_class: type[AbstractConnection]
     parser_class: type[Any]
@@ -276,7 +293,10 @@ def check_types(
             check_type(name, value, kind, use=f"{name}={kind.__name__}(...)")
 
 
-_FORMS = "redis://[user[:password]@]host[:port][/db], rediss://… or unix:///path"
+_FORMS = (
+    "redis://[user[:password]@]host[:port][/db], rediss://…, unix:///path or "
+    "redis+sentinel://host:26379,host:26379/mymaster"
+)
 
 _ADDRESS = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?(/\d*)?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?(/\d*)?")
 """An address without a scheme, which contains no credentials and may be quoted."""
@@ -295,7 +315,11 @@ def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
             raise ConfigurationError(f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?")
         raise ConfigurationError(f"invalid Redis URL: no scheme: use {_FORMS}")
     try:
+        if is_sentinel_url(url):
+            return pool_from_sentinel_url(url, options)
         return ConnectionPool.from_url(url, **options)
+    except ConfigurationError:
+        raise
     except (ValueError, AttributeError, TypeError) as error:
         message = str(error)
     # Here, not above: the exception of redis-py may quote the password, so it is not chained.

@@ -43,7 +43,8 @@ from .attempt import (
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
-from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, advise, refusal, remove_secrets
+from .durability import Acknowledgements, any_replicated, exchange_and_wait, wait_over
+from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
 from .scripts import load_over
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
+    from .durability import Durability
     from .instrumentation import Tracing
     from .runtime import Runtime
 
@@ -97,6 +99,7 @@ class BatchCall(Call):
         transaction: bool,
         blocking: bool,
         fallback: Call,
+        acknowledgements: Acknowledgements | None = None,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
         self._pipeline = pipeline
@@ -105,10 +108,13 @@ class BatchCall(Call):
         self._specs = specs
         self._transaction = transaction
         self._fallback = fallback
+        self._acknowledgements = acknowledgements
+        """Receives the replies to WAIT, which follows the batch, if it must be durable."""
         self.bounded = not blocking
         self.sends_left = pipeline._policy.attempts
         # The connection of a bound client is the caller's own, and holds the caller's state.
-        self._exclusive = blocking and not self._multiplexer.bound
+        durable = acknowledgements is not None
+        self._exclusive = (blocking or durable) and not self._multiplexer.bound
         self._scripts = pipeline._runtime.scripts
         self._hashes = pipeline.hashes
         self._loads: dict[str, bytes] = {}
@@ -157,6 +163,10 @@ class BatchCall(Call):
         """
         began = asyncio.get_running_loop().time()
         self.sends_left -= 1
+        if self._acknowledgements is not None:
+            self._acknowledgements.attempts += 1
+            if self._accepted(self._answers, range(len(self._answers))):
+                self._acknowledgements.add_problem("the connection of a part of the batch was lost")
         result = await self._attempt(limits)
         if isinstance(result, AttemptFailed) and not self.bounded:
             result = result.served_since(began)
@@ -187,7 +197,8 @@ class BatchCall(Call):
                 self._repeating = True
             note_loss(self._lost, replies)
             return replace(replies, final=True) if self.sends_left <= 0 else replies
-        answers = self._without_loads(request, replies if request.count > 1 else [replies])
+        single = request.count == 1 and self._acknowledgements is None
+        answers = self._without_loads(request, [replies] if single else replies)
         errors = self._clean(answers)
         if self._transaction:
             return await self._finish_transaction(answers, errors=errors)
@@ -197,12 +208,23 @@ class BatchCall(Call):
 
     async def _exchange(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
         multiplexer = self._multiplexer
-        if self._exclusive or needs_own_connection(multiplexer, request, self, self._lost):
-            return await self._pipeline._runtime.pool.exchange(
-                request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
+        if self._acknowledgements is not None:
+            return await exchange_and_wait(
+                request,
+                self._acknowledgements,
+                send=self._send_alone,
+                limits=limits,
+                timeout=timeout,
             )
+        if self._exclusive or needs_own_connection(multiplexer, request, self, self._lost):
+            return await self._send_alone(request, limits, timeout)
         submit(multiplexer, request, self)
         return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
+
+    async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
+        return await self._pipeline._runtime.pool.exchange(
+            request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
+        )
 
     def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
         """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
@@ -432,7 +454,8 @@ class BatchCall(Call):
     async def _read(self, index: int, reply: object) -> object:
         args, options = self._commands[index]
         if isinstance(reply, Exception):
-            advise(reply)
+            known = self._specs[index].known
+            reply = self._multiplexer.target.explain_reply(reply, known=known)
             return options.get(EMPTY_RESPONSE, reply)
         try:
             value = apply_callback(self._pipeline.callback_table, args[0], reply, options)
@@ -472,6 +495,7 @@ class ResilientPipeline(Pipeline):
         deliberate: bool,
         tracing: Tracing | None,
         instrumented: bool,
+        durability: Durability | None = None,
     ) -> None:
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.callback_table, transaction, shard_hint
@@ -483,6 +507,8 @@ class ResilientPipeline(Pipeline):
         self._deliberate = deliberate
         self._tracing = tracing
         self._instrumented = instrumented
+        self._durability = durability
+        self._acknowledgements: Acknowledgements | None = None
         self.hashes: list[object] = []
         """The scripts that EVALSHA commands in the queue run."""
 
@@ -611,7 +637,7 @@ class ResilientPipeline(Pipeline):
         pool = self._runtime.pool
         connection: AbstractConnection | None = self.connection
         if connection is not None:
-            failed = await pool.until_fenced(limits.sent)
+            failed = await pool.until_safe(limits.sent)
             if failed is not None:
                 return failed
         if connection is not None and is_lost(connection):
@@ -646,12 +672,24 @@ class ResilientPipeline(Pipeline):
             await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
-            replies: list[Any] = await self._run(self._call(commands, specs))
+            started = asyncio.get_running_loop().time()
+            self._note_durability(specs, commands)
+            call = self._call(commands, specs)
+            replies: list[Any] = await self._run(call)
+            if self._acknowledgements is not None:
+                executor = self._runtime.executor
+                self._acknowledgements.check(executor, call.operation, replies, started)
             if raise_on_error:
                 self._raise_first(replies, commands)
             return replies
         finally:
             await self.reset()
+
+    def _note_durability(self, specs: list[CommandSpec], commands: list[Queued]) -> None:
+        """Decide whether replicas are waited for."""
+        durability, self._acknowledgements = self._durability, None
+        if durability is not None and any_replicated(specs, [args for args, _ in commands]):
+            self._acknowledgements = Acknowledgements(durability)
 
     def _raise_first(self, replies: list[Any], commands: list[Queued]) -> None:
         """Raise the first error among the replies."""
@@ -694,6 +732,7 @@ class ResilientPipeline(Pipeline):
             transaction=transaction,
             blocking=blocking,
             fallback=exclusive,
+            acknowledgements=self._acknowledgements,
         )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
@@ -733,6 +772,9 @@ class ResilientPipeline(Pipeline):
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
         replies: list[Any] = await execute(connection, self.command_stack, raise_on_error=False)
+        if self._acknowledgements is not None:
+            self._acknowledgements.attempts = 1
+            await wait_over(connection, self._acknowledgements)
         return replies
 
     async def _load_scripts(self) -> None:

@@ -173,9 +173,9 @@ class ExclusivePool:
             limits.sent, partial(self._acquire_when_safe, limits), queued_until=limits.until
         )
 
-    async def until_fenced(self, until: float | None) -> AttemptFailed | None:
+    async def until_safe(self, until: float | None) -> AttemptFailed | None:
         """Wait until an acquired connection may be written to, or return why it may not."""
-        return await self._within(until, self._multiplexer.until_fenced)
+        return await self._within(until, self._multiplexer.until_safe)
 
     async def exchange(
         self,
@@ -261,17 +261,30 @@ class ExclusivePool:
             self._discard(connection)
         self._idle.clear()
 
-    def leave_server(self) -> list[object]:
+    def leave_server(self, failure: ConnectionFailure | None) -> list[object]:
         """Close every idle connection, and those in use when they are released.
 
-        Return the addresses of their server.
+        With a `failure`, those in use are closed immediately, and their calls fail with it. Return
+        the addresses of their server.
         """
         self._opened_after = asyncio.get_running_loop().time()
         peers = [peer_of(connection) for connection in [*self._idle, *self._acquired]]
         for connection in list(self._idle):
             self._discard(connection)
         self._idle.clear()
+        if failure is not None:
+            for carrier in list(self._carriers):
+                carrier.close(failure)
+            for connection in self._acquired:
+                if connection in self._known:
+                    self._known[connection].failure = failure
+                self._discard(connection)
         return peers
+
+    def _was_left(self, connection: AbstractConnection) -> bool:
+        """Return whether a connection leads to a server that was left since it was opened."""
+        known = self._known.get(connection)
+        return known is None or known.opened <= self._opened_after
 
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
@@ -393,11 +406,12 @@ class ExclusivePool:
         while True:
             if not await self._available(limits):
                 return server_down(self._multiplexer.health)
+            await self._multiplexer.failover.until_over()
             connection = await self.acquire()
             usable = False
             try:
-                await self._multiplexer.until_fenced()
-                usable = not is_lost(connection)
+                await self._multiplexer.until_safe()
+                usable = not (is_lost(connection) or self._was_left(connection))
             finally:
                 if not usable:
                     self.give_back(connection, clean=not is_lost(connection))
@@ -515,6 +529,7 @@ class ExclusivePool:
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
+        check_master = self._target.expect_master()
         keep_alive(connection)
         known = None
         session = self._multiplexer.session
@@ -523,6 +538,7 @@ class ExclusivePool:
             if is_multiplexable(connection):
                 client_id = await identify(connection, name, timeout=policy.connect_timeout)
                 version = await session.apply(query_over(connection, policy.connect_timeout), name)
+            check_master()
             self._known[connection] = known = ExclusiveConnection(name, client_id, version)
         finally:
             if known is None:
@@ -536,7 +552,7 @@ class ExclusivePool:
     def _keep(self, connection: AbstractConnection) -> None:
         known = self._known.get(connection)
         left = known is not None and (
-            known.opened < self._opened_after or known.version != self._multiplexer.session.version
+            self._was_left(connection) or known.version != self._multiplexer.session.version
         )
         if left or self._emptied or len(self._idle) >= _KEPT_IDLE or not connection.is_connected:
             self._discard(connection)

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 
 from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
+from resilient_io.health import Cause
 from resilient_io.retry import RetryBudget
 
 from .attempt import Packer
 from .credentials import follow_credentials
-from .errors import RedisClosed
+from .errors import ConnectionFailure, RedisClosed
 from .executor import Executor
+from .failover import Failover
 from .lock_keys import LockKeys
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
 from .scripts import KnownScripts
+from .sentinel_monitor import SentinelMonitor
 from .session import SessionSettings
 from .subscription import Subscriptions
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from .connect import RedisTarget
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
+    from .sentinel import KnownMaster
 
 
 _KEPT_UNUSED = 10.0
@@ -58,6 +62,8 @@ class Runtime:
     executor: Executor
     locks: LockKeys
     subscriptions: Subscriptions
+    failover: Failover
+    _monitor: SentinelMonitor | None
     _reports: Reporter
 
     def __init__(
@@ -92,10 +98,14 @@ class Runtime:
         self._checks_use = False  # whether a timer checks if it is still used
         self._use_check: asyncio.TimerHandle | None = None
         self._build()
+        if target.master is not None:
+            target.master.on_change(self._master_changed)
         notify_on_fork(self.note_fork)
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
+        self.failover = Failover(self._reports)
+        self._monitor = self._make_monitor()
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self.policy,
@@ -107,6 +117,7 @@ class Runtime:
             session=self.session,
             bound=self.bound,
             unfenced=unfenced,
+            failover=self.failover,
         )
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
@@ -120,7 +131,20 @@ class Runtime:
             health=self.health,
             reports=self._reports,
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
-            search=MasterSearch(multiplexer, self.pool, self.rng),
+            search=MasterSearch(self.leave_server, self._ask_sentinels, self.rng),
+            rng=self.rng,
+        )
+
+    def _make_monitor(self) -> SentinelMonitor | None:
+        source = self.target.master
+        if source is None:
+            return None
+        return SentinelMonitor(
+            self.target,
+            source=source,
+            failover=self.failover,
+            health=self.health,
+            reports=self._reports,
             rng=self.rng,
         )
 
@@ -162,6 +186,8 @@ class Runtime:
             keep_alive=probe.keep_alive,
         )
         self._subscription = self.health.on_update(self._health_changed)
+        if self._monitor is not None:
+            self._monitor.start()
 
     async def reopen(self) -> None:
         """Make a closed client usable again, after a closing that is under way.
@@ -193,11 +219,47 @@ class Runtime:
         if not self.health.available:
             self.pool.drop_all()
 
+    def leave_server(self, failure: ConnectionFailure | None = None) -> None:
+        """Leave every connection, shared or exclusive, so that the address is found again.
+
+        With a `failure`, another server has taken over, and is certain to be found: connections are
+        closed immediately, and late replies are discarded, because the former server's data are
+        about to be overwritten. Without one, calls in flight may finish.
+        """
+        target, multiplexer = self.target, self.multiplexer
+        peers = [*(each.peer for each in multiplexer.connections), *self.pool.leave_server(failure)]
+        for peer in peers:
+            target.avoid_peer(peer)
+        if failure is not None:
+            self.subscriptions.leave_server(failure)
+            multiplexer.leave_server(failure)
+            return
+        for connection in multiplexer.connections:
+            multiplexer.retire(connection)
+
+    def _master_changed(self, before: KnownMaster | None, after: KnownMaster) -> None:
+        """Continue on the new master: the Sentinels have named it."""
+        if before is None or not self.running:
+            return
+        detail = f"the Sentinels made {after} the master instead of {before}"
+        self.health.note("failover", detail=detail)
+        held = self.multiplexer.waiting
+        # In this order: calls that are not held any more must not reach the former master.
+        self.leave_server(ConnectionFailure(Cause.FAILOVER, detail))
+        self.failover.switch(str(after), detail, held=held)
+
+    def _ask_sentinels(self) -> None:
+        if self._monitor is not None:
+            self._monitor.ask()
+
     def liveness_failure(self) -> str | None:
         """Return why only a new process helps, or None, also while the client does not run."""
         if self._binding is None or self._binding.closed or self._closing is not None:
             return None
-        return self.multiplexer.liveness_failure() or self.subscriptions.liveness_failure()
+        failure = self.multiplexer.liveness_failure() or self.subscriptions.liveness_failure()
+        if failure is None and self._monitor is not None:
+            failure = self._monitor.liveness_failure()
+        return failure
 
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Fail every call as closed, close every connection, end every task, and await `also`.
@@ -233,6 +295,8 @@ class Runtime:
             self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
+        if self._monitor is not None:
+            await self._monitor.aclose()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
         await self.subscriptions.aclose()

@@ -97,6 +97,7 @@ class Subscription:
         """Set, and cleared at once, when anything has changed that a waiting call should know."""
         self._owner = owner
         self._silent: SubscriptionConnection | None = None
+        self._attempt: asyncio.Timeout | None = None  # ends the attempt to connect
         self._receives = False  # whether the server has confirmed any channel that is still wanted
         self._unconfirmed: list[Request] = []  # of the new connection
         self._missing: tuple[ConnectionFailure, float] | None = None  # since when, and why
@@ -174,6 +175,8 @@ class Subscription:
         """Leave the server of the open connection. The next one asks for the address again."""
         if self.connection is not None:
             self.connection.lose(failure)
+        if self._attempt is not None:
+            self._attempt.reschedule(self.loop.time())
 
     def end(self) -> None:
         """End everything, without waiting. Idempotent."""
@@ -216,22 +219,26 @@ class Subscription:
         while True:
             while not (self.active or self.waiting):
                 await self.changed.wait()
+            await owner.multiplexer.failover.until_over()
+            self._attempt = attempt = asyncio.timeout(None)
             try:
-                async with ConnectTurn():
+                async with ConnectTurn(), attempt:
                     # Only probes contact a server that is down.
                     down = owner.health.state is State.DOWN
                     connection = None if down else await self._open(lag)
             except (RedisError, OSError) as error:
+                if attempt.expired():
+                    continue  # that server was left meanwhile
                 failure = owner.target.failure(error)
                 self._note_failure(failure)
-                await owner.back_off(
-                    backoff, permanent=bool(self.failure and self.failure.permanent)
-                )
+                await owner.back_off(backoff, permanent=failure.permanent)
                 continue
             except NotMultiplexable:
                 self.unsupported = True
                 self._notify()
                 return
+            finally:
+                self._attempt = None
             if connection is None:
                 await owner.until_up()
                 continue
@@ -250,6 +257,7 @@ class Subscription:
             timeout=policy.connect_timeout,
             user_timeout=policy.response_timeout,
         )
+        check_master = owner.target.expect_master()
         opened = None
         try:
             if not is_multiplexable(connection):
@@ -259,6 +267,7 @@ class Subscription:
             query = query_over(connection, policy.connect_timeout)
             await multiplexer.session.apply(query, name)
             self._note_limit_hits(await _count_limit_hits(query))
+            check_master()
             opened = SubscriptionConnection(
                 connection, owner=self, lag=lag, interval=owner.health.settings.interval
             )
@@ -506,6 +515,8 @@ class Subscriptions:
         """Leave the server of every open connection: another one has taken over."""
         for subscription in list(self._subscriptions):
             subscription.leave(failure)
+        self._improved.set()
+        self._improved.clear()
 
     @property
     def queries(self) -> list[Query]:

@@ -1,6 +1,7 @@
 """Tools to test services that use Redis and Kafka, with the failures of real servers.
 
 - `RedisServer`, `RedisSentinel`, `KafkaServer` and `KafkaCluster` are servers to kill and freeze.
+- `SentinelSetup` is a master with replicas and Sentinels, which fail over.
 - `FaultProxy` drops replies, holds requests and slows down connections.
 - `cancel_everywhere` cancels a coroutine at every point where it can be cancelled.
 - `VirtualTimeLoop` is an event loop whose time jumps to the next timer.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .process import NoServerError, ServerDidNotStartError, free_port
     from .proxy import FaultProxy, ProxiedConnection
     from .resp import Reply, Request, ServerError
+    from .sentinels import SentinelSetup
     from .servers import (
         Binary,
         Certificates,
@@ -70,6 +72,7 @@ __all__ = [
     "RedisServer",
     "Reply",
     "Request",
+    "SentinelSetup",
     "ServerDidNotStartError",
     "ServerError",
     "Tansu",
@@ -102,6 +105,7 @@ _MODULES = {
     "process": "NoServerError ServerDidNotStartError free_port",
     "proxy": "FaultProxy ProxiedConnection",
     "resp": "Reply Request ServerError",
+    "sentinels": "SentinelSetup",
     "servers": "Binary Certificates RedisSentinel RedisServer embedded_redis find_embedded_redis "
     "find_redis make_certificates",
     "virtual_time": "NothingWillHappenError VirtualTimeLoop new_virtual_loop",

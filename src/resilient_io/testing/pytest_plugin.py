@@ -139,6 +139,14 @@ async def shared_redis(_server_of_session: testing.RedisServer) -> testing.Redis
 
 
 @async_fixture
+async def sentinel_setup() -> AsyncIterator[testing.SentinelSetup]:
+    """A master with two replicas and three Sentinels for this test."""
+    _require_real_time("sentinel_setup")
+    async with testing.SentinelSetup() as setup:
+        yield setup
+
+
+@async_fixture
 async def kafka_server() -> AsyncIterator[testing.KafkaServer]:
     """A broker of Apache Kafka for this test, to kill and freeze; it starts in about 3 s."""
     _require_real_time("kafka_server")

@@ -271,27 +271,27 @@ class RedisServer(ServerProcess):
         lines: dict[str, Option] = {
             "bind": self.host,
             "port": self.port,
-            "dir": _quoted(self.folder),
+            "dir": quoted(self.folder),
             "save": '""',
             "repl-diskless-sync-delay": 0,  # do not wait for further replicas
         }
         if self.password is not None:
-            lines["requirepass"] = _quoted(self.password)
+            lines["requirepass"] = quoted(self.password)
         if self.unix_socket is not None:
-            lines["unixsocket"] = _quoted(self.unix_socket)
+            lines["unixsocket"] = quoted(self.unix_socket)
         if self._persist:
             lines |= {"appendonly": "yes", "appendfsync": "always"}
         if self._replica_of is not None:
             lines["replicaof"] = f"{self._replica_of.host} {self._replica_of.port}"
             if self._replica_of.password is not None:
-                lines["masterauth"] = _quoted(self._replica_of.password)
+                lines["masterauth"] = quoted(self._replica_of.password)
         if self.tls_port is not None:
             self.certificates = self.certificates or make_certificates(self.folder)
             lines |= {
                 "tls-port": self.tls_port,
-                "tls-ca-cert-file": _quoted(self.certificates.authority),
-                "tls-cert-file": _quoted(self.certificates.certificate),
-                "tls-key-file": _quoted(self.certificates.key),
+                "tls-ca-cert-file": quoted(self.certificates.authority),
+                "tls-cert-file": quoted(self.certificates.certificate),
+                "tls-key-file": quoted(self.certificates.key),
                 "tls-auth-clients": "no",
             }
         return lines | self._options
@@ -330,6 +330,7 @@ class RedisSentinel(RedisServer):
         name: Name of the master, as clients ask for it.
         quorum: How many Sentinels have to agree that the master is down.
         port: As for `RedisServer`.
+        password: Password that clients and the other Sentinels have to send; None for none.
         binary: As for `RedisServer`.
         options: Lines of the configuration, as for `RedisServer`.
     """
@@ -341,10 +342,11 @@ class RedisSentinel(RedisServer):
         name: str = "mymaster",
         quorum: int = 1,
         port: int | None = None,
+        password: str | None = None,
         binary: Binary | None = None,
         options: Mapping[str, Option] | None = None,
     ) -> None:
-        super().__init__(port=port, binary=binary, options=options)
+        super().__init__(port=port, password=password, binary=binary, options=options)
         self._master = master
         self._name = name
         self._quorum = quorum
@@ -352,14 +354,17 @@ class RedisSentinel(RedisServer):
     def _configuration(self) -> dict[str, Option]:
         lines = [f"monitor {self._name} {self._master.host} {self._master.port} {self._quorum}"]
         if self._master.password is not None:
-            lines.append(f"auth-pass {self._name} {_quoted(self._master.password)}")
-        return {
+            lines.append(f"auth-pass {self._name} {quoted(self._master.password)}")
+        configuration: dict[str, Option] = {
             "bind": self.host,
             "port": self.port,
-            "dir": _quoted(self.folder),
+            "dir": quoted(self.folder),
             "sentinel": lines,
-            **self._options,
         }
+        if self.password is not None:
+            configuration["requirepass"] = quoted(self.password)
+            lines.append(f"sentinel-pass {quoted(self.password)}")
+        return configuration | self._options
 
     def _command(self) -> Sequence[str | Path]:
         return [*super()._command(), "--sentinel"]
@@ -378,7 +383,7 @@ def embedded_redis(*, port: int | None = None, password: str | None = None) -> R
     return RedisServer(port=port, password=password, binary=find_embedded_redis())
 
 
-def _quoted(value: str | Path) -> str:
+def quoted(value: str | Path) -> str:
     """Quote a value of the configuration, so that blanks and quotes are part of it."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

@@ -55,6 +55,7 @@ class FakeConnection:
 class FakeMultiplexer:
     current = None
     bound_state = SimpleNamespace(lost=[])
+    failover = SimpleNamespace(expected_within=0.0)
 
     def refresh(self):
         pass
@@ -79,7 +80,7 @@ class Scene:
             health=(health := Dependency("redis")),
             reports=health.reporter(),
             budget=self.budget,
-            search=SimpleNamespace(note_refusal=lambda: None),
+            search=SimpleNamespace(note_refusal=lambda _: None),
             rng=random.Random(seed),
         )
 

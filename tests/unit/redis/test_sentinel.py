@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import ConnectionError as ConnectionLostError
 
+from resilient_io.redis.errors import connection_failure
 from resilient_io.redis.sentinel import SentinelAddress
 
 
@@ -18,6 +19,8 @@ def says(address, *, after=0.0, others=2):
             if command[1] == "GET-MASTER-ADDR-BY-NAME":
                 host, _, port = (address or "").partition(":")
                 replies.append([host.encode(), port.encode()] if address else None)
+            elif command[1] == "MASTERS":
+                replies.append([{"name": "cache"}])
             elif command[1] == "MASTER":
                 replies.append([b"num-other-sentinels", b"%d" % others])
             else:
@@ -42,11 +45,11 @@ def found_by(*asks, **options):
     return SentinelAddress("mymaster", asks, rng=random.Random(1), **options).find()
 
 
-async def test_majority_ends_the_wait_for_the_others():
+async def test_frozen_sentinel_is_not_waited_for():
     began = asyncio.get_running_loop().time()
     answers = hangs, says("10.0.0.1:6379", after=0.1), says("10.0.0.1:6379", after=0.14)
     assert list(await found_by(*answers)) == [("10.0.0.1", 6379)]
-    assert asyncio.get_running_loop().time() - began == pytest.approx(0.14)
+    assert asyncio.get_running_loop().time() - began == pytest.approx(0.15)
 
 
 async def test_stale_minority_does_not_mislead():
@@ -77,8 +80,28 @@ async def test_living_replicas_come_in_turn_and_then_the_master():
 
 
 async def test_unknown_name_says_what_each_sentinel_said():
-    with pytest.raises(MasterNotFoundError, match=r"does not monitor this name; 10\.0\.0\.8:1: no"):
+    wanted = r"no Sentinel knows a master 'mymaster': use 'cache'; 10\.0\.0\.8:1: no answer"
+    with pytest.raises(MasterNotFoundError, match=wanted):
         await found_by(says(None), hangs)
+
+
+async def test_unknown_name_is_a_wrong_setting_if_all_sentinels_say_so():
+    with pytest.raises(
+        MasterNotFoundError, match="no Sentinel knows a master 'mymaster': use"
+    ) as e:
+        await found_by(says(None), says(None))
+    assert connection_failure(e.value).permanent
+    with pytest.raises(
+        MasterNotFoundError, match=r"no Sentinel answers: 10\.0\.0\.8:1: no answer"
+    ) as e:
+        await found_by(hangs, hangs)
+    assert not connection_failure(e.value).permanent
+
+
+async def test_mapped_addresses_of_sentinels_count_as_equal():
+    address_map = {("10.0.0.7", 1): ("10.0.0.1", 2)}
+    answers = says("10.0.0.7:1"), says("10.0.0.1:2"), says("10.0.0.9:9")
+    assert list(await found_by(*answers, address_map=address_map)) == [("10.0.0.1", 2)]
 
 
 async def test_callers_share_one_lookup_and_cancelling_one_leaves_it():
