@@ -12,90 +12,7 @@ import redis as sync_driver
 from resilient_io import Cause, State
 from resilient_io.redis import ResilientRedis
 from resilient_io.testing import FaultProxy, RedisServer, find_embedded_redis
-
-SERVES_AGAIN = 1.5  # seconds from which on messages must arrive
-KINDS = ("plain", "sharded")
-
-
-class Listener:
-    """A subscriber whose task records what arrives, with the time."""
-
-    def __init__(self, pubsub, kind="plain"):
-        self.pubsub = pubsub
-        self.kind = kind
-        self.seen = []
-        self._new = asyncio.Event()
-
-    async def __aenter__(self):
-        subscribe = self.pubsub.ssubscribe if self.kind == "sharded" else self.pubsub.subscribe
-        await subscribe("c")
-        self.task = asyncio.ensure_future(self._listen())
-        await self.until(lambda message: message["type"] in ("subscribe", "ssubscribe"))
-        return self
-
-    async def __aexit__(self, *_):
-        alive = not self.task.done()
-        self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
-        await self.pubsub.aclose()
-        assert alive, "the listener has ended"
-
-    async def _listen(self):
-        async for message in self.pubsub.listen():
-            self.seen.append((asyncio.get_running_loop().time(), message))
-            self._new.set()
-
-    async def until(self, condition, *, after=0.0, within=10.0):
-        """Return the time and the first message that fulfils a condition."""
-        async with asyncio.timeout(within):
-            while True:
-                for at, message in self.seen:
-                    if at >= after and condition(message):
-                        return at, message
-                self._new.clear()
-                await self._new.wait()
-
-    @property
-    def gaps(self):
-        return [message["data"] for _, message in self.seen if message["type"] == "gap"]
-
-
-class Publisher:
-    """Publishes numbers, with a pause of 20 ms, past the client and past the proxy."""
-
-    def __init__(self, server, kind="plain"):
-        self._server = server
-        self._command = "SPUBLISH" if kind == "sharded" else "PUBLISH"
-
-    async def __aenter__(self):
-        self._task = asyncio.ensure_future(self._publish())
-        return self
-
-    async def __aexit__(self, *_):
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-
-    async def _publish(self):
-        number = 0
-        while True:
-            number += 1
-            with contextlib.suppress(OSError, TimeoutError, EOFError):
-                async with asyncio.timeout(0.2):
-                    await self._server.query(self._command, "c", number)
-            await asyncio.sleep(0.02)
-
-
-async def received(listener, after, within=5.0):
-    """Return the seconds from `after` to the first message that arrives after it."""
-    kinds = ("message", "smessage")
-    at, _ = await listener.until(lambda m: m["type"] in kinds, after=after, within=within)
-    return at - after
-
-
-def now():
-    return asyncio.get_running_loop().time()
+from tests.live.redis.subscribers import KINDS, SERVES_AGAIN, Listener, Publisher, now
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,31 +20,32 @@ def now():
 async def test_frozen_server_is_one_gap(connect, redis_server, slack, kind, seconds):
     client = await connect(redis_server, health_check_interval=0.1)
     async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
-        await received(listener, now())
+        await listener.received(now())
         redis_server.freeze()
         await asyncio.sleep(seconds)
         resumed = now()
         redis_server.thaw()
-        gap_at, gap = await listener.until(lambda m: m["type"] == "gap")
-        assert await received(listener, gap_at) + gap_at - resumed < SERVES_AGAIN + slack()
+        gap_at, gap = await listener.gap()
+        assert await listener.received(gap_at) + gap_at - resumed < SERVES_AGAIN + slack()
         await asyncio.sleep(0.2)
-        assert listener.gaps == [gap["data"]]
-        assert gap == {"type": "gap", "pattern": None, "channel": None, "data": gap["data"]}
-        assert gap["data"].cause is Cause.TIMED_OUT
-        assert "no reply to PING within 1 s" in gap["data"].detail
-        assert seconds - 0.2 < gap["data"].seconds < gap_at - resumed + seconds + 0.2 + slack()
+        assert listener.gaps == [gap]
+        _, message = await listener.until(lambda m: m["type"] == "gap")
+        assert message == {"type": "gap", "pattern": None, "channel": None, "data": gap}
+        assert gap.cause is Cause.TIMED_OUT
+        assert "no reply to PING within 1 s" in gap.detail
+        assert seconds - 0.2 < gap.seconds < gap_at - resumed + seconds + 0.2 + slack()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_killed_and_restarted_server_is_one_gap(connect, redis_server, slack, kind):
     client = await connect(redis_server)
     async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
-        await received(listener, now())
+        await listener.received(now())
         redis_server.kill()
         await client.health.until_up(10)  # it may not have noticed yet
         await asyncio.sleep(0.5)
         await redis_server.start()
-        assert await received(listener, now()) < SERVES_AGAIN + slack()
+        assert await listener.received(now()) < SERVES_AGAIN + slack()
         await asyncio.sleep(0.2)
         (gap,) = listener.gaps
         assert gap.cause is Cause.RESET
@@ -143,16 +61,16 @@ async def test_stalled_connection_is_replaced_although_the_server_serves(
         client = await connect(proxy, health_check_interval=0.1)
         before = list(proxy.connections)
         async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
-            await received(listener, now())
+            await listener.received(now())
             (own,) = [each for each in proxy.connections if each not in before]
             own.set_stalled("both", stalled=True)
             began = now()
-            gap_at, gap = await listener.until(lambda m: m["type"] == "gap")
+            gap_at, gap = await listener.gap()
             assert gap_at - began < SERVES_AGAIN + slack()
-            await received(listener, gap_at)
+            await listener.received(gap_at)
             await asyncio.sleep(0.1)
-            assert listener.gaps == [gap["data"]]
-            assert gap["data"].cause is Cause.TIMED_OUT
+            assert listener.gaps == [gap]
+            assert gap.cause is Cause.TIMED_OUT
             # Nothing else was affected.
             assert State.DOWN not in [change.state for change in client.health.history]
             assert all(each in proxy.connections for each in before)
@@ -175,16 +93,16 @@ async def test_malformed_data_is_one_error_and_one_gap(
         client = await connect(proxy, protocol=protocol)
         before = list(proxy.connections)
         async with Listener(client.pubsub()) as listener, Publisher(redis_server):
-            await received(listener, now())
+            await listener.received(now())
             (own,) = [each for each in proxy.connections if each not in before]
             caplog.clear()
             own.inject(garbage)
             began = now()
-            gap_at, gap = await listener.until(lambda m: m["type"] == "gap")
-            assert await received(listener, gap_at) + gap_at - began < SERVES_AGAIN + slack()
+            gap_at, gap = await listener.gap()
+            assert await listener.received(gap_at) + gap_at - began < SERVES_AGAIN + slack()
             await asyncio.sleep(0.1)
-            assert listener.gaps == [gap["data"]]
-            assert gap["data"].cause is Cause.PROTOCOL
+            assert listener.gaps == [gap]
+            assert gap.cause is Cause.PROTOCOL
             errors = [each for each in caplog.records if each.levelno >= logging.ERROR]
             assert [each.event for each in errors] == ["subscription_garbage"]
 
@@ -203,7 +121,7 @@ async def test_server_that_sends_malformed_data_each_time_is_not_asked_often(con
             assert proxy.accepted - accepted < 40
             gap_at, _ = await listener.until(lambda m: m["type"] == "gap", after=until)
             async with Publisher(redis_server):
-                await received(listener, gap_at)
+                await listener.received(gap_at)
 
 
 @pytest.mark.parametrize("size", [1_000, 1_000_000])
@@ -219,11 +137,11 @@ async def test_output_buffer_limit_of_the_server_is_named_as_the_cause(connect, 
                     for _ in range(1_000_000 // size):
                         pipe.publish("c", b"x" * size)
                     pipe.execute()
-            gap_at, gap = await listener.until(lambda m: m["type"] == "gap")
-            assert gap["data"].cause is Cause.SLOW_SUBSCRIBER
-            assert "client-output-buffer-limit" in gap["data"].detail
+            gap_at, gap = await listener.gap()
+            assert gap.cause is Cause.SLOW_SUBSCRIBER
+            assert "client-output-buffer-limit" in gap.detail
             async with Publisher(server):
-                assert await received(listener, gap_at) < SERVES_AGAIN + slack()
+                assert await listener.received(gap_at) < SERVES_AGAIN + slack()
             assert len(listener.gaps) == 1
 
 
@@ -239,20 +157,20 @@ async def test_connection_that_is_cut_in_the_middle_of_a_message_was_too_slow(
             own.inject(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$100\r\nxxx")
             await asyncio.sleep(0.02)
             await client.client_kill_filter(_type="pubsub")
-            _, gap = await listener.until(lambda m: m["type"] == "gap")
-            assert gap["data"].cause is Cause.SLOW_SUBSCRIBER
-            assert "in the middle of a message" in gap["data"].detail
+            _, gap = await listener.gap()
+            assert gap.cause is Cause.SLOW_SUBSCRIBER
+            assert "in the middle of a message" in gap.detail
 
 
 async def test_own_event_loop_that_is_blocked_is_no_gap(connect, redis_server):
     client = await connect(redis_server, health_check_interval=0.1)
     async with Listener(client.pubsub()) as listener, Publisher(redis_server):
         for _ in range(3):
-            await received(listener, now())
+            await listener.received(now())
             await asyncio.sleep(random.uniform(0.0, 0.2))
             time.sleep(1.3)
         await asyncio.sleep(0.3)
-        await received(listener, now())
+        await listener.received(now())
         assert not listener.gaps
 
 
@@ -284,7 +202,7 @@ async def test_only_probes_contact_a_server_that_is_down(connect, redis_server, 
             probes = sum(client.health.snapshot()["probes"].values()) - probes
             assert proxy.accepted - accepted <= probes + 1
             proxy.accept()
-            await listener.until(lambda m: m["type"] == "gap")
+            await listener.gap()
             assert len(listener.gaps) == 1
 
 
@@ -302,7 +220,7 @@ async def test_client_is_degraded_while_a_subscriber_receives_nothing(connect, r
             assert client.health.detail.startswith("subscription: ")
             assert await client.ping()
             proxy.accept()
-            await listener.until(lambda m: m["type"] == "gap")
+            await listener.gap()
             await states.until(State.UP, within=5) if client.health.state is not State.UP else None
             assert client.health.snapshot()["parts_lost"] == []
 
@@ -338,7 +256,7 @@ async def test_many_subscribers_return_after_a_restart(connect, redis_server, sl
         await redis_server.start()
         began = now()
         async with Publisher(redis_server):
-            waits = [await received(each, began) for each in listeners]
+            waits = [await each.received(began) for each in listeners]
         assert max(waits) < SERVES_AGAIN + slack()
         assert [len(each.gaps) for each in listeners] == [1] * 50
 
