@@ -25,6 +25,7 @@ from .connect import abort, connect, identify, is_multiplexable, query_over
 from .connection import NotMultiplexable
 from .errors import CLOSED, ConnectionFailure, RedisClosed, RedisUnavailable, refusal
 from .messages import Gap
+from .standby import PING as SHARED_PING
 from .subscription_connection import (
     PING,
     SUBSCRIBING,
@@ -368,6 +369,20 @@ class Subscription:
         if not self._lost.done():
             self._lost.set_result(None)
         self._notify()
+
+    def connection_silent(self, connection: SubscriptionConnection) -> None:
+        """Ask on a shared connection whether the server answers."""
+        multiplexer, ping = self._owner.multiplexer, connection.ping
+        # A connection that is bound to a caller may be within MULTI.
+        shared = None if multiplexer.bound else multiplexer.open_connection
+        if shared is None or ping is None:
+            return
+
+        def take(answer: asyncio.Future[object]) -> None:
+            if not answer.cancelled() and not isinstance(answer.result(), Exception):
+                connection.note_answer_elsewhere(ping)
+
+        shared.ask(SHARED_PING).add_done_callback(take)
 
     def connection_recovered(self, connection: SubscriptionConnection) -> None:
         """Report that the server answers again, on the connection that was given up."""

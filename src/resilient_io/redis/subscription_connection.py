@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 PING_TIMEOUT = 1.0
 """Longest wait, in seconds, for the reply to PING on an idle connection of a subscriber."""
 
+_ASK_AFTER = 0.2  # seconds of that wait after which the owner may ask on another connection
+
+_ANSWERED_ELSEWHERE = 0.4
+"""The longest wait if the server answers on another connection meanwhile.
+
+By then, a lost segment was sent again once, in both directions.
+"""
+
 SUBSCRIBING = ("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
 UNSUBSCRIBING = ("UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE")
 PING = "PING"
@@ -82,6 +90,9 @@ class ConnectionOwner(Protocol):
     ) -> None:
         """React to the loss of the connection, which may be silent and still be open."""
 
+    def connection_silent(self, connection: SubscriptionConnection) -> None:
+        """React to a PING that is not answered at once: the server may answer elsewhere."""
+
     def connection_recovered(self, connection: SubscriptionConnection) -> None:
         """React to a byte from a connection that was lost because it was silent."""
 
@@ -115,6 +126,8 @@ class SubscriptionConnection(asyncio.Protocol):
         self._silent_since = 0.0  # the later of the latest ping and the latest byte
         self._stalled = 0.0
         self._suspicious = False
+        self._asked = False  # whether the owner was notified that the reply is late
+        self._timeout = PING_TIMEOUT
         self.opened = self.last_byte = self._loop.time()
         self.lost: ConnectionFailure | None = None
         self.lost_silently = False
@@ -127,6 +140,11 @@ class SubscriptionConnection(asyncio.Protocol):
         self._driver_protocol: Any = self.transport.get_protocol()
         self.transport.set_protocol(self)
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(interval, self._check)
+
+    @property
+    def ping(self) -> Request | None:
+        """The PING of the library itself that is not answered yet, if there is one."""
+        return self._pinged
 
     @property
     def unanswered(self) -> list[Request]:
@@ -142,6 +160,16 @@ class SubscriptionConnection(asyncio.Protocol):
         """Send several packed commands in one write."""
         self._expected.extend(requests)
         self.transport.write(data)
+
+    def note_answer_elsewhere(self, ping: Request) -> None:
+        """Wait less for the reply to a PING: the server answers on another connection.
+
+        Not if the kernel waits for an acknowledgement: then the network is slow, not the server.
+        """
+        link = read_link(self.transport.get_extra_info("socket"))
+        if ping is self._pinged and self.lost is None and not (link and link.unacked):
+            self._timeout = _ANSWERED_ELSEWHERE
+            self._schedule(SECOND_CHECK)
 
     def lose(self, failure: ConnectionFailure, *, silently: bool = False) -> None:
         """Note that the connection is lost, and close it. Idempotent.
@@ -231,7 +259,8 @@ class SubscriptionConnection(asyncio.Protocol):
         else:
             self._expected.popleft()
         if head is self._pinged:
-            self._pinged, self._suspicious = None, False
+            self._pinged, self._suspicious, self._asked = None, False, False
+            self._timeout = PING_TIMEOUT
             if kind != _PONG and not isinstance(reply, (bytes, Exception)):
                 raise InvalidResponse("not a reply to PING")
             self._schedule(self._interval)
@@ -284,19 +313,29 @@ class SubscriptionConnection(asyncio.Protocol):
             self._pinged = Request(PING)
             self._silent_since, self._stalled = now, self._lag.stalled_at(now)
             self.send(self._pinged, _PING)
-            self._schedule(PING_TIMEOUT)
+            self._schedule(_ASK_AFTER)
             return
         silence = now - self._silent_since - (self._lag.stalled - self._stalled)
-        if silence < PING_TIMEOUT - _RESOLUTION:
+        if silence < self._timeout - _RESOLUTION:
             self._suspicious = False
-            self._schedule(PING_TIMEOUT - silence)
+            if not self._asked and silence >= _ASK_AFTER - _RESOLUTION:
+                self._asked = True
+                self._owner.connection_silent(self)
+            self._schedule((self._timeout if self._asked else _ASK_AFTER) - silence)
         elif not self._suspicious:
             self._suspicious = True
             self._schedule(SECOND_CHECK)
         else:
-            known = describe_silence([read_link(self.transport.get_extra_info("socket"))])
-            detail = f"no reply to PING within {PING_TIMEOUT:g} s" + (f": {known}" if known else "")
-            self.lose(ConnectionFailure(Cause.TIMED_OUT, detail, definite=False), silently=True)
+            self._lose_silently()
+
+    def _lose_silently(self) -> None:
+        known = describe_silence([read_link(self.transport.get_extra_info("socket"))])
+        detail = f"no reply to PING within {self._timeout:g} s"
+        if self._timeout < PING_TIMEOUT:
+            detail += ", while the server answers on another connection"
+        elif known:
+            detail += f": {known}"
+        self.lose(ConnectionFailure(Cause.TIMED_OUT, detail, definite=False), silently=True)
 
 
 _RESOLUTION = 1e-6  # seconds below which no time is left

@@ -58,7 +58,7 @@ async def test_stalled_connection_is_replaced_although_the_server_serves(
     connect, redis_server, slack, kind
 ):
     async with FaultProxy(redis_server.port, protocol=None) as proxy:
-        client = await connect(proxy, health_check_interval=0.1)
+        client = await connect(proxy)
         before = list(proxy.connections)
         async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
             await listener.received(now())
@@ -71,6 +71,7 @@ async def test_stalled_connection_is_replaced_although_the_server_serves(
             await asyncio.sleep(0.1)
             assert listener.gaps == [gap]
             assert gap.cause is Cause.TIMED_OUT
+            assert "while the server answers on another connection" in gap.detail
             # Nothing else was affected.
             assert State.DOWN not in [change.state for change in client.health.history]
             assert all(each in proxy.connections for each in before)
