@@ -7,8 +7,8 @@ Each line of standard input is a command, and is answered with a line:
 - `delay 0.075 0.02`: delay packets by so many seconds in each direction, and by up to the second
   number more at random. Packets of one direction keep their order.
 - `cut`, `restore`: lose every packet; end that.
-- `forget 40000`: lose the packets of a TCP connection with this port, as a middlebox that has
-  forgotten the connection does.
+- `forget 40000`, `remember 40000`: lose the packets of a TCP connection with this port, as a
+  middlebox that has forgotten the connection does; end that.
 
 The end of standard input ends the program.
 """
@@ -67,6 +67,8 @@ class _Forwarder:
             self.delay, self.jitter = float(values[0]), float(values[1])
         elif command == "forget":
             self.forgotten.append(struct.pack("!H", int(values[0])))
+        elif command == "remember":
+            self.forgotten.remove(struct.pack("!H", int(values[0])))
         else:
             self.cut = command == "cut"
 

@@ -129,8 +129,12 @@ class Network:
         self._command(f"delay {seconds} {jitter}")
 
     def forget(self, port: int) -> None:
-        """Lose the packets of the TCP connection from this port of the client."""
+        """Lose the packets of the TCP connections from this port of either side, or to it."""
         self._command(f"forget {port}")
+
+    def remember(self, port: int) -> None:
+        """End what `forget` began."""
+        self._command(f"remember {port}")
 
     @contextlib.contextmanager
     def inside(self, name: str | None = None) -> Iterator[None]:

@@ -11,6 +11,8 @@ import redis.asyncio
 import redis.asyncio.client
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
 
+from resilient_io.redis import ResilientRedis
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -132,6 +134,25 @@ class _Writer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
+
+
+class ReopeningRedis(ResilientRedis):
+    """A client that tells when one of its calls finds it closed, and has opened it again."""
+
+    _observer: Callable[[str], None] | None = None
+
+    def observe(self, observer: Callable[[str], None]) -> None:
+        """Call a function with "opening" and "opened"."""
+        self._observer = observer
+
+    async def _ensure_open(self, operation: object) -> float | None:
+        observer = self._observer
+        if observer is None or self._closed_for_good or not self._is_closed:
+            return await super()._ensure_open(operation)
+        observer("opening")
+        began = await super()._ensure_open(operation)
+        observer("opened")
+        return began
 
 
 class BareConnection(redis.asyncio.Connection):

@@ -29,6 +29,7 @@ _CALLS = {
     "look": 0.7, "follow": 0.5, "misuse": 0.3,
     "set large": 1, "get large": 1, "set binary": 1, "get binary": 1,
     "push binary": 0.5, "pop binary": 0.5, "traffic": 0.5, "close": 0.3, "reopen": 0.3,
+    "temporary": 0.3, "name": 0.3, "no touch": 0.1,
 }  # fmt: skip
 
 _FAULTS = {
@@ -64,6 +65,8 @@ class Theme:
         large: Probability that a burst consists of large values.
         read_only: Probability that a server that refuses writes is a replica.
         bare: Whether connections have no transport, as those of fakes.
+        pooled: Whether the clients are on a pool of the application, where others come and go.
+        reopens: Probability that calls open a closed client again.
         policy: Changes the policy of a client, which was drawn before.
         options: Further values for clients (`connections`) and the server, by name.
     """
@@ -88,6 +91,8 @@ class Theme:
     credentials: float = 0.0
     busy_callers: bool = False
     bare: bool = False
+    pooled: bool = False
+    reopens: float = 0.1
     network: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -138,7 +143,7 @@ _BREAKS = _only(
 )  # fmt: skip
 
 THEMES: dict[str, Theme] = {
-    "mixed": Theme(_CALLS, _FAULTS, single=0.05),
+    "mixed": Theme(_CALLS, _FAULTS, single=0.05, endless=0.25),
     "outages": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", "pop", traffic=4),
         _only(
@@ -217,6 +222,29 @@ THEMES: dict[str, Theme] = {
         _FAULTS,
         cancel=0.2,
         policy=_waits_while_down,
+        reopens=0.4,
+    ),
+    "sharing": Theme(
+        _only(
+            _CALLS,
+            "set",
+            "get",
+            "burst",
+            "increment",
+            "traffic",
+            "pipeline",
+            "pop",
+            "lock",
+            visit=25,
+            close=6,
+            reopen=3,
+            close_pool=3,
+            temporary=3,
+        ),
+        _FAULTS,
+        storms=(0, 2),
+        pooled=True,
+        reopens=0.5,
     ),
     "closing in outages": Theme(
         _only(_CALLS, "get", "pop", "traffic", set=20, increment=4, close=6, reopen=5),
@@ -462,6 +490,8 @@ THEMES: dict[str, Theme] = {
             "get range",
             "push",
             "pipeline",
+            "name",
+            "no touch",
             set_large=3,
             get_large=3,
             set_binary=6,
@@ -526,6 +556,7 @@ class _Drawer:
             "repeat": rng.choice(["read", "idempotent", "idempotent", "conditional", "any"]),
             "while_down": rng.choice(["fail", "fail", "wait"]),
             "attempts": rng.choice([1, 2, 3, 3, 3, 5]),
+            "outage_wait": rng.choice([0.0, 0.3, 1.0, 1.0, 1.0, 3.0]),
         }
         if theme.policy is not None:
             theme.policy(rng, policy)
@@ -556,6 +587,10 @@ class _Drawer:
             form["by_address"] = True
         if rng.random() < 0.12:
             form[rng.choice(["traced", "traced", "patched"])] = True
+        if rng.random() < self.theme.reopens:
+            form["reopens"] = True
+        if self.theme.pooled:
+            form["pooled"] = True
         if self.theme.credentials:
             form["login"] = rng.choice(["rotating", "rotating", "password", "user", "provider"])
         return form
@@ -665,6 +700,15 @@ class _Drawer:
             arguments["how"] = rng.choice(["watch", "watch", "change", "update", "recorder"])
             arguments["seconds"] = rng.choice([0.5, 2.0, 5.0])
             arguments["slow"] = rng.choice([0.0, 0.05, 0.3])
+        if kind in ("visit", "temporary"):
+            arguments["count"] = rng.choice([0, 1, 3, 6])
+            arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.3])
+            arguments["letter"] = rng.choice("isg")
+        if kind == "visit":
+            arguments["ends"] = rng.choice(["close", "close", "drop", "early", "pool"])
+            arguments["rest"] = rng.choice([0.0, 0.0, 0.5, 4.0, 9.99, 10.0, 10.01, 15.0])
+        if kind == "set binary":
+            arguments["packed"] = rng.random() < 0.3
         if kind == "misuse":
             arguments["what"] = rng.choice(
                 [
@@ -691,7 +735,7 @@ class _Drawer:
             else:
                 arguments["shape"] = "".join(rng.sample([*first, *more], k=len(first) + len(more)))
         if single:
-            letter = "u" if kind == "transaction" else rng.choice("bmu")
+            letter = "u" if kind == "transaction" else rng.choice("bmukk")
             arguments["shape"] += letter
         if rng.random() < 0.15:
             arguments[rng.choice(["discards", "again", "multi"])] = True
@@ -793,7 +837,10 @@ class _Drawer:
         }
 
 
-_WITHOUT_VIEWS = ("close", "reopen", "rotate", "wait up", "look", "follow", "misuse")
+_WITHOUT_VIEWS = (
+    "close", "reopen", "visit", "close pool", "temporary", "rotate", "wait up", "look", "follow",
+    "misuse",
+)  # fmt: skip
 
 _DELAYED = (
     "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",

@@ -34,12 +34,15 @@ NOT_SIMULATED = {
         "return ssl.SSLError(1, TLS_PORT)",
         "load_files(connection)",
         "return await find_alert(connection._connection_arguments())",
+        "connection: Any = self.connection(client_name=None, connect_timeout=None, place=place)",
+        "if not self._wakes_directly or asyncio.current_task(self._loop) is not None:",
     ),
     "Unix sockets": ('if settings.get("path"):',),
     "Sentinel": (
         "if manager is not None:",
         "if plain is not None and isinstance(pool, SentinelConnectionPool):",
         "async def ask(*commands: Sequence[str])",
+        "    return ask",
     ),
     "a second event loop, or one that was closed": (
         "if self._binding is not None and self._binding.closed:",
@@ -47,11 +50,16 @@ NOT_SIMULATED = {
         "if self._loop is None or self._loop.is_closed():",
         "        if self._loop is not None:",
         "def abandon(self)",
+        "except RuntimeError:  # no loop runs yet",
     ),
     "a forked process": (
         "if self._binding is not None and self._binding.forked:",
         "def note_fork(self)",
         "def disown(self)",
+    ),
+    "a defect of the probe itself": (
+        'raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None',
+        "except Exception as exc:",
     ),
     "a socket of the kernel": ("return size + send_queue_size(sock.fileno())",),
 }

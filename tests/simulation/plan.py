@@ -26,8 +26,9 @@ class ClientSetup:
         protocol: 2 or 3.
         single: Whether it is a single-connection client.
         options: Further arguments of ResilientRedis, such as `decode_responses`.
-        form: How it is made: `by_address`, `by_url`, `login` (see `clients.login`), `traced`, and
-            `bare` for connections without a transport.
+        form: How it is made: `by_address`, `by_url`, `login` (see `clients.login`), `traced`,
+            `bare` for connections without a transport, `pooled` on the application's pool, and
+            `reopens` if calls open it again after a close.
     """
 
     label: str

@@ -100,7 +100,11 @@ async def _main(world: World) -> None:
     ]
     over = max((fault.at + fault.seconds for fault in plan.faults), default=0.0)
     planned = max(
-        (sum(call.pause for call in caller.calls) for caller in plan.callers), default=0.0
+        (
+            sum(call.pause + call.arguments.get("rest", 0.0) for call in caller.calls)
+            for caller in plan.callers
+        ),
+        default=0.0,
     )
     ending = world.history.ending
     if callers:
@@ -170,6 +174,7 @@ async def _end(world: World, ending: Ending) -> None:
         answers = None
         if client.open:
             answers = await _answers(client)
+        if client.open or client.pooled:
             await _quiet(client)
         budget = client.redis._runtime.executor.budget
         ending.clients.append(
@@ -191,7 +196,7 @@ async def _end(world: World, ending: Ending) -> None:
     ending.idle_tasks = [name for name in _other_tasks(current) if name in names]
     world.history.event("workload", "ending")
     for client in world.clients.values():
-        closing = loop.create_task(client.redis.aclose())
+        closing = loop.create_task(client.redis.aclose(True if client.pooled else None))
         await asyncio.wait([closing], timeout=5.0)
         if not closing.done():
             ending.tasks.append("aclose() of a client did not end within 5 s")

@@ -22,7 +22,7 @@ from resilient_io.errors import (
 from resilient_io.health import Dependency, HealthSettings
 from resilient_io.redis import ConnectionSettings, ResilientRedis
 
-from .clients import BareConnection, RotatingCredentials, Spans, login
+from .clients import BareConnection, ReopeningRedis, RotatingCredentials, Spans, login
 from .history import ErrorReply, Operation, Outcome
 
 if TYPE_CHECKING:
@@ -40,22 +40,42 @@ HOST = "redis.test"
 PORT = 6379
 ADDRESSES = ("10.0.0.1", "10.0.0.2")
 
+KEPT_UNUSED = 10.0
+"""Seconds for which the connections of a pool are kept without a client."""
+
+LONGEST_CLOSE = 3.0
+"""Seconds that closing them may take."""
+
 
 @dataclass(slots=True)
 class Client:
-    """A client under test."""
+    """A client under test.
+
+    Attributes:
+        own: The arguments that are not redis-py's. Clients on one pool share what has the same.
+        users: How many clients share its connections.
+        unused_since: When the last of them was closed or dropped, or None.
+    """
 
     setup: ClientSetup
     redis: ResilientRedis
     policy: RetryPolicy
+    own: dict[str, Any]
     credentials: RotatingCredentials | None = None
     spans: Spans | None = None
     open: bool = True
+    users: int = 1
+    unused_since: float | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it is on the pool of the application."""
+        return bool(self.setup.form.get("pooled"))
 
 
 @dataclass(slots=True)
 class World:
-    """Everything in one run. `clients` is by label."""
+    """Everything in one run. `clients` is by label, and `pool` that of the application."""
 
     plan: Plan
     loop: SimulatedLoop
@@ -64,6 +84,7 @@ class World:
     servers: list[RedisServer]
     clients: dict[str, Client] = field(default_factory=dict)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    pool: ConnectionPool | None = None
 
     def start_clients(self) -> None:
         """Construct all clients of the plan. Needs the running loop."""
@@ -91,30 +112,88 @@ class World:
             "name": f"redis-{label}",
             "connections": ConnectionSettings(**setup.connections),
             "rng": rng,
-            "reopen": False,  # the checks expect that nothing happens after a close
         }
+        reopens = bool(form.get("reopens"))
+        kind: type[ResilientRedis] = ResilientRedis
+        if reopens or form.get("pooled"):
+            kind = ReopeningRedis
         address = {"host": ADDRESSES[0] if form.get("by_address") else HOST, "port": PORT}
         options |= {"protocol": setup.protocol}
         if form.get("bare"):
             options["connection_class"] = BareConnection
-        if form.get("by_url"):
+        if form.get("pooled"):
+            if self.pool is None:
+                self.pool = ConnectionPool(**address, **options)
+            client = kind(connection_pool=self.pool, reopen=reopens, **own)
+        elif form.get("by_url"):
             url = f"redis://{address['host']}:{PORT}/0"
-            client = ResilientRedis.from_url(
-                url, single_connection_client=setup.single, **own, **options
+            client = kind.from_url(
+                url, single_connection_client=setup.single, reopen=reopens, **own, **options
             )
         elif "connection_class" in options:
-            client = ResilientRedis.from_pool(ConnectionPool(**address, **options), **own)
+            client = kind.from_pool(ConnectionPool(**address, **options), reopen=reopens, **own)
         else:
-            client = ResilientRedis(
-                **address, single_connection_client=setup.single, **own, **options
+            client = kind(
+                **address, single_connection_client=setup.single, reopen=reopens, **own, **options
             )
+        if isinstance(client, ReopeningRedis):
+            client.observe(lambda change: self._note_opening(label, change))
         spans = Spans(self.history, label) if form.get("traced") else None
         if spans is not None:
             client.trace_with(spans)
         if other is None:
             client.health.on_change(self._note_change)
         rotating = credentials if isinstance(credentials, RotatingCredentials) else None
-        return Client(setup, client, policy, rotating, spans)
+        return Client(setup, client, policy, own, rotating, spans)
+
+    def _note_opening(self, label: str, change: str) -> None:
+        """Note that a call of a client has found it closed ("opening"), or has opened it."""
+        client = self.clients[label]
+        if change == "opened" and not client.open:
+            client.open = True
+            self.join(label)
+        self.history.event("workload", change, client=label)
+
+    # -- clients that share their connections ------------------------------------------------
+
+    def join(self, label: str) -> None:
+        """Note that one more client uses the connections."""
+        client = self.clients[label]
+        client.users += 1
+        if client.pooled:
+            self.history.event(
+                "workload", "joined", client=label, users=client.users, connections=self._numbers()
+            )
+        client.unused_since = None
+
+    def leave(self, label: str) -> None:
+        """Note that one client fewer uses the connections: it was closed, or dropped."""
+        client = self.clients[label]
+        client.users -= 1
+        self.history.event(
+            "workload", "left", client=label, users=client.users, connections=self._numbers()
+        )
+        if not client.users:
+            client.unused_since = since = self.loop.time()
+            self.loop.at(since + KEPT_UNUSED - 0.001, self._rest, client, since, "closing")
+            self.loop.at(since + KEPT_UNUSED + LONGEST_CLOSE, self._rest, client, since, "closed")
+
+    def _rest(self, client: Client, since: float, change: str) -> None:
+        """Note that the connections of an unused client are about to close, or have closed."""
+        if client.unused_since != since:
+            return
+        self.history.event("workload", change, client=client.setup.label)
+        now = self.loop.time()
+        if change == "closed" and all(
+            each.unused_since is not None and each.unused_since + KEPT_UNUSED + LONGEST_CLOSE <= now
+            for each in self.clients.values()
+        ):
+            self.history.event(
+                "workload", "unused", connections=self._numbers(), tasks=client_tasks()
+            )
+
+    def _numbers(self) -> list[int]:
+        return [connection.number for connection in self.network.connections]
 
     def _note_change(self, change: Change) -> None:
         cause = change.cause.value if change.cause is not None else ""
@@ -163,7 +242,9 @@ class World:
             operation.outcome = Outcome.CANCELLED
         except Exception as error:  # noqa: BLE001 (any error is a result here)
             _note_error(operation, error)
-            operation.facts["health"] = self.clients[operation.client].redis.health.state.value
+            client = self.clients.get(operation.client)
+            if client is not None:
+                operation.facts["health"] = client.redis.health.state.value
         operation.ended_at, operation.ended = history.next(), loop.time()
 
     async def _within_deadline(
@@ -180,6 +261,12 @@ class World:
             if limit is not None:
                 operation.deadline = min(within.at, operation.started + limit)
             return await work()
+
+
+def client_tasks() -> list[str]:
+    """Return the names of the tasks of all clients."""
+    names = sorted(task.get_name() for task in asyncio.all_tasks())
+    return [name for name in names if name.startswith("resilient-io")]
 
 
 _REPLIES = (redis.ResponseError, redis.BusyLoadingError, redis.exceptions.LockError)

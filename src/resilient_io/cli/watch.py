@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resilient_io.doctor.urls import kind_of, read_kafka_url, read_redis_url
+from resilient_io.doctor.urls import kind_of, read_redis_url
 from resilient_io.health import Dependency, HealthSettings, ProbeDegraded, State
 from resilient_io.text import clean_text
+from resilient_io.urls import read_kafka_url
 
 from . import GOOD, PROBLEMS
 from .terminal import json_line, write_line

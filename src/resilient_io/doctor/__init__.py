@@ -13,9 +13,10 @@ async with contextlib.aclosing(examine("redis://cache:6379")) as steps:
 
 from __future__ import annotations
 
+from resilient_io.urls import read_kafka_url
+
 from .examine import examine
 from .host import examine_host
 from .steps import Status, Step, exit_code
-from .urls import read_kafka_url
 
 __all__ = ["Status", "Step", "examine", "examine_host", "exit_code", "read_kafka_url"]

@@ -30,6 +30,7 @@ from resilient_io.kafka.options import split_options
 from resilient_io.kafka.probe import GROUP, find_coordinator, request_metadata
 from resilient_io.link import read_link
 from resilient_io.text import describe_error
+from resilient_io.urls import read_kafka_url
 
 from .link import REQUESTS, check_link
 from .network import Endpoint, check_path
@@ -45,7 +46,7 @@ from .steps import (
     unknown,
 )
 from .tls import CLIENT_CERTIFICATE, check_tls, no_tls, tls_needed, uses_tls
-from .urls import WRONG_PASSWORD, read_kafka_url
+from .urls import WRONG_PASSWORD
 
 if TYPE_CHECKING:
     import ssl

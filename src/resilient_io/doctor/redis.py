@@ -8,6 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
+from redis.asyncio.sentinel import SentinelConnectionPool
 
 from resilient_io.health import Cause
 from resilient_io.link import read_link
@@ -19,6 +20,7 @@ from resilient_io.text import clean_text, describe_error
 
 from .link import REQUESTS, check_link
 from .network import Endpoint, check_path
+from .sentinel import examine_sentinels
 from .steps import CheckResult, Checks, Status, merged, note, ok, problem
 from .tls import CLIENT_CERTIFICATE, check_tls, no_tls, tls_needed, uses_tls
 from .urls import WRONG_PASSWORD, read_redis_url
@@ -54,6 +56,7 @@ _CHECK_LOG: Final = "Check the server's log, and what is between here and the se
 _ADVICE: Final[dict[Cause, str]] = {
     Cause.AUTH: f"{WRONG_PASSWORD} Its permissions must include +hello +auth +select +ping.",
     Cause.WRONG_DATABASE: "Use a database that exists: by default there are 0 to 15 (/0).",
+    Cause.WRONG_SERVER: "By default, a server listens on port 6379, and a Sentinel on 26379.",
     Cause.PROCESS_LIMIT: "Raise `ulimit -n` for this process, or close what keeps files open.",
     Cause.MAX_CLIENTS: "Raise maxclients, or find out with CLIENT LIST what holds the connections.",
     Cause.LOADING: "It is reading its data from disk: wait. INFO persistence shows how long.",
@@ -71,12 +74,33 @@ def examine_redis(url: str, *, timeout: float) -> AsyncGenerator[Step, None]:
     check_target(target)
     settings: dict[str, Any] = pool.connection_kwargs
     password = str(settings.get("password") or "")
+    if isinstance(pool, SentinelConnectionPool):
+        return _examine_master(Checks(timeout, target.secrets), pool, target)
     endpoint = None
     if not settings.get("path"):
         endpoint = Endpoint(
             str(settings.get("host") or "localhost"), int(settings.get("port") or _PORT)
         )
     return _examine(Checks(timeout, [password]), target, endpoint, gave_password=bool(password))
+
+
+async def _examine_master(
+    checks: Checks, pool: SentinelConnectionPool, target: RedisTarget
+) -> AsyncGenerator[Step, None]:
+    """Yield the steps for the Sentinels, then those for the master that they know."""
+    master: list[Endpoint] = []
+    try:
+        async with contextlib.aclosing(examine_sentinels(checks, pool, target, master)) as steps:
+            async for step in steps:
+                yield step
+        if master:
+            given = bool(pool.connection_kwargs.get("password"))
+            server = _examine(checks, target, master[0], gave_password=given)
+            async with contextlib.aclosing(server) as steps:
+                async for step in steps:
+                    yield step
+    finally:
+        await target.aclose()
 
 
 async def _examine(
@@ -226,8 +250,8 @@ async def check_reply(ask: Query) -> CheckResult:
     if server.get("mode") == "sentinel":
         return problem(
             "this is a Sentinel, not the server with the data",
-            "Use redis.asyncio.Sentinel(...).master_for(name, redis_class=ResilientRedis), which "
-            "asks the Sentinel for the master.",
+            "Use redis+sentinel://host:26379/mymaster, or ResilientRedis.from_sentinel(...), which "
+            "ask the Sentinels for the master.",
         )
     results = [found]
     if server.get("mode") == "cluster":

@@ -58,6 +58,8 @@ class Dependency:
         available: False while the state is DOWN. Read-only.
         refusing: True while it refuses writes: only then do clients need to call `accepted()`.
             Read-only.
+        refused_at: Absolute loop time at which a client was last answered that the dependency does
+            not serve. Read-only.
 
     Raises:
         ConfigurationError: `name` is not a non-empty string.
@@ -75,6 +77,7 @@ class Dependency:
         # Plain attributes: every call of a client reads them.
         self.available = True
         self.refusing = False
+        self.refused_at = -math.inf
         self._recorder_uses: list[FlightRecorder] = []  # one for each monitor; monitors may share
         self._recorders: tuple[FlightRecorder, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -315,14 +318,19 @@ class Dependency:
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 
-    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
-        """Report the failure of a call (not a cancellation, not an error reply).
+    def failed(
+        self, cause: Cause, detail: str = "", *, definite: bool = False, answered: bool = False
+    ) -> None:
+        """Report the failure of a call (not a cancellation, not an error reply about the call).
 
         If a probe task runs, the report never makes the dependency DOWN by itself: the task probes
         immediately on a connection of its own. Without one, a `definite` failure (refused or reset
-        rather than timed out) does. `detail` must not contain secrets.
+        rather than timed out) does. `answered` says that the failure was an answer: the dependency
+        does not serve (it is loading, for example). `detail` must not contain secrets.
         """
         now = self._bind()
+        if answered:
+            self.refused_at = now
         detail = clean_detail(detail)
         self.note("call failed", cause=cause.value, detail=detail)
         self._publish(
@@ -521,10 +529,12 @@ class Reporter:
         self._dependency = dependency
         self._closed = False
 
-    def failed(self, cause: Cause, detail: str = "", *, definite: bool = False) -> None:
+    def failed(
+        self, cause: Cause, detail: str = "", *, definite: bool = False, answered: bool = False
+    ) -> None:
         """Report the failure of a call; see `Dependency.failed`."""
         if not self._closed:
-            self._dependency.failed(cause, detail, definite=definite)
+            self._dependency.failed(cause, detail, definite=definite, answered=answered)
 
     def unreachable(self, detail: str, since: float) -> None:
         """Report that the host acknowledges nothing; see `Dependency.unreachable`."""

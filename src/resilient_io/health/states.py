@@ -64,6 +64,8 @@ class Cause(enum.StrEnum):
     NO_COORDINATOR = "no coordinator"
     FENCED = "fenced"
     STALLED = "stalled"
+    OPEN_TRANSACTION = "open transaction"
+    REBALANCING = "rebalancing"
     RECORDS_LOST = "records lost"
     SLOW_SUBSCRIBER = "slow subscriber"
     CLOSED = "closed"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aiokafka.abc import ConsumerRebalanceListener
     from aiokafka.cluster import ClusterMetadata
     from aiokafka.producer.message_accumulator import BatchBuilder
-    from aiokafka.structs import RecordMetadata
+    from aiokafka.structs import OffsetAndTimestamp, RecordMetadata
 
 CONNECTION_OPTIONS = (
     "client_id",
@@ -127,6 +127,9 @@ class ConsumerDriver(Protocol):
     async def end_offsets(
         self, partitions: Collection[TopicPartition]
     ) -> dict[TopicPartition, int]: ...
+    async def offsets_for_times(
+        self, timestamps: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, OffsetAndTimestamp | None]: ...
 
 
 Driver: TypeAlias = ProducerDriver | ConsumerDriver

@@ -60,6 +60,7 @@ _STABLE_AFTER = 30.0
 _MIN_BACKOFF = 0.05  # smallest upper bound of the first backoff, in seconds
 # Largest upper bound of the backoff, in seconds, after an error that waiting does not cure.
 _PERMANENT_CAP = 30.0
+_REFUSED_PAUSE = 1.0  # least pause after Kafka refused the driver for now (a full group)
 _CHECK_INTERVAL = 1.0  # seconds between checks whether any connection is open
 _TOPICS_CAP = 10.0  # longest pause between requests for the metadata of missing topics, in seconds
 # How often in a row a driver must fail to reach a cluster that answers the probe.
@@ -111,8 +112,11 @@ class RestartBackoff:
         """Report why a driver failed, and return the seconds until the next one."""
         if lifetime >= _STABLE_AFTER:
             self._backoff.reset()
-        permanent = classify_error(error).kind == "permanent"
-        pause = self._backoff.next(cap=max(self._cap, _PERMANENT_CAP) if permanent else None)
+        kind = classify_error(error).kind
+        lasting = kind in ("permanent", "refused")
+        pause = self._backoff.next(cap=max(self._cap, _PERMANENT_CAP) if lasting else None)
+        if kind == "refused":
+            pause = max(pause, _REFUSED_PAUSE)
         failure = connection_failure(error, secrets=self._target.secrets())
         self._health.note(
             "driver closed", role=self._role, detail=failure.detail, replaced=not final
@@ -135,7 +139,7 @@ class RestartBackoff:
                     "detail": failure.detail,
                 },
             )
-        if classify_error(error).kind in ("ambiguous", "transient") or failure.permanent:
+        if kind in ("ambiguous", "transient") or failure.permanent:
             # Not definite: the probe checks the cluster itself and finds the real cause.
             self._health.failed(failure.cause, failure.detail)
         return pause

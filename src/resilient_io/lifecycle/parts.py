@@ -14,9 +14,9 @@ from resilient_io.errors import ConfigurationError, DeadlineExceeded
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-_RESERVED = 1.0  # seconds reserved for each later step
+_RESERVED = 0.5  # seconds reserved for each later step
 # Largest share of the remaining time that is reserved: most later steps need little.
-_MAX_RESERVED = 0.25
+_MAX_RESERVED = 0.15
 _FORCED_CLOSE = 3.0  # seconds that a client may need after its timeout to force what did not close
 _AFTER_CANCEL = 0.25  # seconds for a part that was cancelled because its time was up
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .client import RedisStats, ResilientRedis
-from .durability import Durability
+from .client import ResilientRedis
 from .errors import (
     LockLost,
     RedisAuthenticationFailed,
@@ -17,9 +16,10 @@ from .errors import (
 )
 from .lock import ResilientLock
 from .messages import Gap
-from .options import ConnectionSettings
+from .options import ConnectionSettings, Durability
 from .pipeline import ResilientPipeline
 from .pubsub import ResilientPubSub
+from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from .connect import ExclusiveConnection
+    from .connect import ExclusiveConnection, Query
     from .connection import MultiplexedConnection
 
 _KEEPALIVE_INTERVAL = 1  # seconds of silence before a keepalive probe, and between two of them
@@ -107,11 +107,7 @@ class BlockedCalls:
             return False
         try:
             async with StallTolerantTimeout(_CHECK_TIMEOUT, until=until):
-                text = _text(await shared.query("CLIENT", "LIST", "ID", known.client_id))
-                flags = _FLAGS.search(text)
-                if f":{identity(known.name)} " not in text or flags is None or "b" not in flags[1]:
-                    return False
-                return bool(await shared.query("CLIENT", "UNBLOCK", known.client_id))
+                return await end_wait(shared.query, known)
         except (RedisError, OSError):
             return False
 
@@ -155,6 +151,24 @@ class BlockedCalls:
             else:
                 # Those that were asked last are asked first when there are too many.
                 self._waiting[connection] = self._waiting.pop(connection)
+
+
+async def end_wait(query: Query, known: ExclusiveConnection, *, error: bool = False) -> bool:
+    """End the command of a client on the server. Return whether it was still waiting.
+
+    With `error`, the client gets an error that `is_ended_wait` recognizes.
+    """
+    text = _text(await query("CLIENT", "LIST", "ID", known.client_id))
+    flags = _FLAGS.search(text)
+    if f":{identity(known.name)} " not in text or flags is None or "b" not in flags[1]:
+        return False
+    how = ("ERROR",) if error else ()
+    return bool(await query("CLIENT", "UNBLOCK", known.client_id, *how))
+
+
+def is_ended_wait(reply: object) -> bool:
+    """Return whether a reply says that a wait was ended and nothing was done."""
+    return isinstance(reply, ResponseError) and str(reply).startswith("UNBLOCKED")
 
 
 def _is_ours(connection: AbstractConnection, address: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import functools
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
@@ -18,7 +19,7 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
 from resilient_io.binding import SYSTEM_RANDOM
-from resilient_io.deadlines import current_deadline
+from resilient_io.deadlines import current_deadline, deadline, earlier
 from resilient_io.errors import ConfigurationError, Progress, ResilientIOError
 from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
@@ -29,13 +30,14 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
-from .durability import Acknowledgements, Durability, DurableCall, is_replicated
+from .durability import Acknowledgements, DurableCall, is_replicated
 from .errors import RouteRefused, remove_secrets
-from .instrumentation import is_patched, rebind, trace_command
+from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
 from .messages import MOST_BYTES, MOST_MESSAGES
 from .options import (
     ConnectionSettings,
+    Durability,
     check_conflicts,
     check_target,
     check_types,
@@ -48,10 +50,13 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .pubsub import ResilientPubSub
+from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
 from .sharing import PoolRuntimes
+from .stats import RedisStats, read_stats
+from .views import ClientViews
 from .wrong_server import check_pushes, needs_pushes
 
 if TYPE_CHECKING:
@@ -70,47 +75,7 @@ if TYPE_CHECKING:
     from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
-    from .options import PoolOptions, RedisOptions, SentinelOptions, UrlOptions
-
-
-@dataclass(frozen=True, slots=True)
-class RedisStats:
-    """Counters since the client was started. Times are in seconds, sizes in bytes.
-
-    Attributes:
-        replies: Replies received on shared connections, one for each command of a batch.
-        ended: Calls that ended in an error of resilient-io, by the name of the error.
-        refused: Replies that said "not applied, for now".
-        retries: Attempts after the first.
-        connections: Shared connections that are open.
-        exclusive: Connections that single calls use, or that are kept for them.
-        in_flight: Calls on the shared connections without a reply yet.
-        waiting: Calls that wait for a connection or for room.
-        bytes_sent: Bytes written to shared connections.
-        bytes_received: Bytes read from shared connections.
-        budget: Tokens left for retries.
-        latency: The latencies below which 50 %, 90 %, 99 % and 99.9 % of the replies arrived,
-            counted from the write, or None without replies. Their resolution is that of the loop's
-            clock, which is 1 ms with uvloop.
-        latency_total: The sum of all latencies.
-        latency_counts: Non-empty histogram buckets as `(upper_bound_seconds, count)`; eight buckets
-            per power of two.
-    """
-
-    replies: int
-    ended: Mapping[str, int]
-    refused: int
-    retries: int
-    connections: int
-    exclusive: int
-    in_flight: int
-    waiting: int
-    bytes_sent: int
-    bytes_received: int
-    budget: float
-    latency: Mapping[str, float | None]
-    latency_total: float
-    latency_counts: tuple[tuple[float, int], ...]
+    from .options import PoolOptions, ReadFromName, RedisOptions, SentinelOptions, UrlOptions
 
 
 class _OwnOptions(NamedTuple):
@@ -131,7 +96,7 @@ _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
-class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in redis-py itself
+class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignore[misc] # in redis-py itself
     """A `redis.asyncio.Redis` that never repeats a non-idempotent write and knows its server.
 
     Every command, type and constructor is redis-py's. `async with` opens the connections and
@@ -151,6 +116,10 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         name: The name of the client and of its dependency in logs, errors and metrics. By default,
             "redis" and the address.
         rng: Source of jitter, client names and lock tokens; pass a seeded one to replay a schedule.
+        read_from: Which server answers reads of keys: `"master"`, `"replica"` (one with at most
+            `max_lag`, else the master), `"nearest"` (master or replica, by latency) or `"any"`
+            (the less busy one). See `with_read_from`.
+        max_lag: How many seconds of writes a replica may lack, at most; None for no limit.
         durability: How many replicas must have a write before its call returns: a number, or a
             `Durability`. Otherwise the call raises `RedisNotReplicated`. See `with_durability`.
         reopen: Whether a call after `aclose()` opens the client again, as in redis-py. Otherwise it
@@ -176,7 +145,6 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
     _traceable: bool = True  # false for that copy
     _origin: ResilientRedis | None = None
     """The client of which this is a view. A view keeps it from being collected."""
-    _is_view: bool = False  # whether `with_policy` or the like made it
     _counted: bool = False  # whether it counts as a user of its runtime
     _closed: bool = False  # whether `aclose` was the last that was called
 
@@ -188,6 +156,8 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         connections: ConnectionSettings | None = None,
         name: str | None = None,
         rng: random.Random | None = None,
+        read_from: ReadFromName = "master",
+        max_lag: float | None = DEFAULT_MAX_LAG,
         durability: Durability | int | None = None,
         reopen: bool = True,
         connection_pool: ConnectionPool | None = None,
@@ -196,6 +166,12 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
     ) -> None:
         check_types(policy, health, connections)
         self._durability = Durability.of(durability)
+        self._read_from = ReadFrom.of(read_from, max_lag)
+        if self._read_from.mode != "master" and single_connection_client:
+            raise ConfigurationError(
+                f'read_from="{read_from}" and single_connection_client=True contradict each other: '
+                f"omit one of them"
+            )
         if self._durability is not None and single_connection_client:
             raise ConfigurationError(
                 "durability= and single_connection_client=True contradict each other: call WAIT "
@@ -429,20 +405,19 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             return await trace_command(
                 "execute_command", self, self._tracing, send, args=args, options=options
             )
-        await self._ensure_open(args[0])
+        reopened = await self._ensure_open(args[0])
         runtime = self._runtime
         executor = runtime.executor
         spec = SPECS.get(args[0]) or lookup(args)
         runtime.scripts.note(spec.name, args)
+        replica = self._choose_replica(spec, args)
+        if replica is not None:
+            return await self._read_from_replica(replica, Command(spec, args, options))
         executor.check_available(spec.name, self._policy)
         if spec.name in SETTINGS and not runtime.bound:
             return await self._apply_setting(spec, args, options)
-        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not runtime.bound):
-            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        if spec.route is Route.BOUND:
-            protocol = pool_settings(self.connection_pool).get("protocol")
-            check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
-        started = runtime.multiplexer.time()
+        self._check_route(spec, args)
+        started = reopened if reopened is not None else runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
@@ -463,6 +438,34 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             if undo is not None and error.progress is Progress.NOT_SENT:
                 undo()
             raise
+
+    def _check_route(self, spec: CommandSpec, args: tuple[Any, ...]) -> None:
+        """Raise if a command cannot work on the connections of this client."""
+        bound = self._runtime.bound
+        if spec.route is Route.REFUSED or (spec.route is Route.BOUND and not bound):
+            raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
+        if spec.route is Route.BOUND:
+            protocol = pool_settings(self.connection_pool).get("protocol")
+            check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
+
+    def _choose_replica(self, spec: CommandSpec, args: tuple[Any, ...]) -> Runtime | None:
+        """Return the runtime of the replica for a read, or None for the master."""
+        if self._read_from.mode == "master" or not is_replica_read(spec, args):
+            return None
+        return ReplicaSet.of(self._runtime).choose(self._read_from)
+
+    async def _read_from_replica(self, replica: Runtime, command: Command) -> Any:
+        """Send a read to a replica, and to the master if that fails."""
+        runtime = self._runtime
+        data = self._packer.pack(command.spec.words, command.args)
+        call = ReplicaRead(
+            self._multiplexed_call(command, data, runtime=replica),
+            functools.partial(self._multiplexed_call, command, data),
+        )
+        started = runtime.multiplexer.time()
+        return await runtime.executor.run(
+            call, self._policy, started=started, deliberate=self._deliberate
+        )
 
     async def _execute_durably(
         self, durability: Durability, command: Command, started: float
@@ -508,31 +511,43 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             self.own_callbacks()
             self._uninstrumented = twin = copy.copy(self)
             twin._traceable, twin._origin = False, None  # not a reference to itself
+            twin._closed = False  # only this client knows; it is asked below
             twin._hot = self._may_be_hot
         if self._is_closed:
-            await self._ensure_open(args[0])
+            began, limit = await self._ensure_open(args[0]), self._policy.deadline
+            if began is not None and limit is not None:
+                left = began + limit - self._runtime.multiplexer.time()
+                with deadline(max(left, _NO_TIME)):
+                    return await _execute_command(twin, *args, **options)
         return await _execute_command(twin, *args, **options)
 
-    async def _ensure_open(self, operation: object) -> None:
+    async def _ensure_open(self, operation: object) -> float | None:
         """Open the client before a call, also after `aclose()`, unless that is not permitted.
+
+        Return when that began, if it took time: it counts against the deadline of the call.
 
         Raises:
             RedisClosed: The client is closed and has `reopen=False`, or is closed meanwhile.
+            RedisDeadlineExceeded: The closing that is under way outlasts the deadline.
         """
         runtime = self._runtime
         if self._closed_for_good:
             raise runtime.executor.closed_error(operation)
+        began = None
         if runtime.executor.closed:
-            await runtime.reopen()
+            began = asyncio.get_running_loop().time()
+            limit = self._policy.deadline
+            until = earlier(current_deadline(), None if limit is None else began + limit)
+            try:
+                async with asyncio.timeout_at(until):
+                    await runtime.reopen()
+            except TimeoutError:
+                raise runtime.executor.not_open_in_time(operation, began) from None
         origin = self._origin or self
         if origin._closed:
             origin._mark_open()
         runtime.start()
-
-    @property
-    def _may_be_hot(self) -> bool:
-        """Whether commands may take the hot path if no tracer wants to see them."""
-        return self._packer.direct and not self._deliberate and self._durability is None
+        return began
 
     @property
     def _is_closed(self) -> bool:
@@ -554,15 +569,17 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
         first: Exception | None = None,
         *,
         kind: Callable[..., MultiplexedCall] = MultiplexedCall,
+        runtime: Runtime | None = None,
     ) -> MultiplexedCall:
+        runtime = runtime if runtime is not None else self._runtime
         return kind(
-            self._runtime.multiplexer,
+            runtime.multiplexer,
             self.callback_table,
             self._policy,
             command,
             data,
-            exchange=self._runtime.pool.exchange,
-            scripts=self._runtime.scripts,
+            exchange=runtime.pool.exchange,
+            scripts=runtime.scripts,
             fallback=functools.partial(self._exclusive_call, command),
             first=first,
         )
@@ -743,67 +760,6 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
             "set_retry() is not supported: use redis.with_policy(attempts=3) instead"
         )
 
-    def with_policy(self, policy: RetryPolicy | None = None, **changes: Any) -> Self:
-        """Return a view of this client with another policy on the same connections.
-
-        The policy counts as chosen for each call: with `repeat="any"` it also covers FLUSHALL and
-        other dangerous commands. A shorter `deadline` shortens the timeouts within it. Closing the
-        view does nothing. Connections keep their connect timeout.
-
-        Args:
-            policy: The other policy; None for this client's own.
-            **changes: Fields of the policy to change, for example `repeat="any"`.
-
-        Raises:
-            ConfigurationError: The policy contradicts itself.
-        """
-        check_types(policy, None, None)
-        view = self._view()
-        view._policy = (policy if policy is not None else self._policy).replace(**changes)
-        view._deliberate, view._hot = True, False
-        return view
-
-    def with_durability(self, durability: Durability | int | None) -> Self:
-        """Return a view of this client whose writes return when enough replicas have them.
-
-        Each write, pipeline and transaction is followed by WAIT, in the same write to the socket,
-        on an exclusive connection, so that other calls are not delayed. If fewer replicas have it
-        after `Durability.timeout` (1 s), or at the deadline, the call raises `RedisNotReplicated`:
-        it was applied, and must not be repeated. Reads, blocking pops and locks do not wait.
-        Closing the view does nothing.
-
-        WAIT makes the loss of a write in a failover unlikely, not impossible: the replica that is
-        promoted may be another one than those that acknowledged the write.
-
-        Args:
-            durability: The number of replicas, or a `Durability`; None or 0 for plain writes.
-
-        Raises:
-            ConfigurationError: It is neither, or the client has a single connection.
-        """
-        wanted = Durability.of(durability)
-        if wanted is not None and self._runtime.bound:
-            raise ConfigurationError(
-                "with_durability() needs a client with shared connections: call WAIT yourself, "
-                "which refers to the writes of this connection"
-            )
-        view = self._view()
-        view._durability = wanted
-        view._hot = view._may_be_hot and not view._instrumented
-        return view
-
-    def _view(self) -> Self:
-        self.own_callbacks()
-        view = copy.copy(self)
-        view._uninstrumented = None
-        rebind(view)
-        view._is_view = True
-        return view
-
-    def _plain_view(self) -> Self:
-        """Return this client, or a view whose writes do not wait for replicas: for locks."""
-        return self if self._durability is None else self.with_durability(None)
-
     def __copy__(self) -> Self:
         """Return a view of this client: a copy that shares its connections."""
         view = object.__new__(type(self))
@@ -813,26 +769,7 @@ class ResilientRedis(SharedCallbacks, driver.Redis):  # type: ignore[misc] # in 
 
     def stats(self) -> RedisStats:
         """Return the counters: calls, outcomes, retries, traffic and latency quantiles."""
-        runtime = self._runtime
-        multiplexer, executor = runtime.multiplexer, runtime.executor
-        replies, sent, received = multiplexer.traffic
-        connections, latencies = multiplexer.connections, multiplexer.latencies
-        return RedisStats(
-            replies=replies,
-            ended=dict(executor.ended),
-            refused=executor.refusals,
-            retries=executor.retries,
-            connections=len(connections),
-            exclusive=runtime.pool.open,
-            in_flight=sum(connection.in_flight for connection in connections),
-            waiting=multiplexer.waiting,
-            bytes_sent=sent,
-            bytes_received=received,
-            budget=executor.budget.tokens,
-            latency=latencies.quantiles,
-            latency_total=latencies.total,
-            latency_counts=latencies.counts,
-        )
+        return read_stats(self._runtime)
 
     def liveness_failure(self) -> str | None:
         """Return why only a restart helps (a task of the client crashed), or None.
@@ -952,10 +889,12 @@ _execute_command = ResilientRedis.execute_command
 """The method without the wrappers of tracers, which patch this class if it replaces redis-py's."""
 
 _OPTIONS_OF_FROM_URL = (
-    "policy", "health", "connections", "name", "rng", "durability", "reopen",
+    "policy", "health", "connections", "name", "rng", "reopen",
+    "read_from", "max_lag", "durability",
 )  # fmt: skip
 _OPTIONS_OF_FROM_SENTINEL = (*_OPTIONS_OF_FROM_URL, "single_connection_client")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
+_NO_TIME = 1e-6  # seconds that are left of a deadline that has passed
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 
 

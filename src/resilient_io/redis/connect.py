@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from .addresses import AddressSource
+    from .addresses import AddressMap, AddressSource
     from .sentinel import KnownMaster
 
     Query = Callable[..., Awaitable[Any]]
@@ -184,6 +184,17 @@ async def connect(
     finally:
         if connection is not None and not connected:
             abort(connection)
+
+
+async def connect_again(
+    target: RedisTarget, known: AbstractConnection, *, timeout: float
+) -> AbstractConnection:
+    """Open another connection to the server of a known one, wherever the target leads by now."""
+    host, port = getattr(known, "host", ""), getattr(known, "port", 0)
+    peer = peer_of(known)
+    address = str(peer[0]) if isinstance(peer, tuple) else host
+    async with StallTolerantTimeout(timeout):
+        return await _open(target, Place(host, port, address), client_name=None, began=None)
 
 
 async def _open(
@@ -349,9 +360,11 @@ class ExclusiveConnection:
     """
 
     __slots__ = (
+        "blocking",
         "client_id",
         "failure",
         "fenced",
+        "left",
         "lost",
         "name",
         "opened",
@@ -366,6 +379,10 @@ class ExclusiveConnection:
         """The version of the session settings that it has."""
         self.unanswered = False
         """Whether a write was sent that has no reply yet."""
+        self.blocking = False
+        """Whether its call waits for something to happen on the server."""
+        self.left = False
+        """Whether another server has taken over: a reply that arrives now proves nothing."""
         self.lost = False
         self.opened = asyncio.get_running_loop().time()
         self.failure: ConnectionFailure | None = None
@@ -557,6 +574,17 @@ class RedisTarget:
         credentials, at, host = str(settings.get("host", "localhost")).rpartition("@")
         where = service or format_address(f"…{at}{host}" if credentials else host, port)
         return clean_text(f"{where}/{settings.get('db') or 0}")
+
+    def with_source(self, source: AddressSource) -> RedisTarget:
+        """Return a target with the same settings for another server."""
+        return RedisTarget(self._pool, source=source)
+
+    @property
+    def address_map(self) -> AddressMap | None:
+        """Where servers are reached that are announced at other addresses."""
+        manager = getattr(self._pool, "sentinel_manager", None)
+        found: AddressMap | None = getattr(manager, "address_map", None)
+        return found
 
     @property
     def client_name(self) -> str | None:

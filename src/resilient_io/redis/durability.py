@@ -9,16 +9,12 @@ how many replicas have it.
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hiredis import pack_command
 from redis.exceptions import RedisError
 
-from resilient_io.errors import ConfigurationError
 from resilient_io.text import clean_text
-from resilient_io.validation import check_count, check_seconds
 
 from .attempt import AttemptFailed, MultiplexedCall, note_loss
 from .commands import Effect, Route, effect_of
@@ -32,18 +28,7 @@ if TYPE_CHECKING:
     from .attempt import Limits
     from .commands import CommandSpec
     from .executor import Executor
-
-DEFAULT_WAIT = 1.0
-"""Seconds for which the server waits for replicas, unless less time is left until the deadline.
-
-A replica of the same region acknowledges within milliseconds, so that a second is long. It is half
-of the default response timeout.
-"""
-
-_LEAST_WAIT = 0.001
-_MARGIN = 0.13
-"""Seconds before the deadline at which the wait ends: an idle server checks its timeouts ten times
-a second."""
+    from .options import Durability
 
 _NOT_REPLICATED = (
     "ACL", "AUTH", "BGREWRITEAOF", "BGSAVE", "CLIENT", "CLUSTER", "CONFIG", "DEBUG", "FAILOVER",
@@ -52,60 +37,6 @@ _NOT_REPLICATED = (
     "WAIT", "WAITAOF",
 )  # fmt: skip
 """First words of the commands that change something but no data of replicas."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Durability:
-    """How far a write must have got before its call returns.
-
-    Args:
-        replicas: How many replicas must have applied it, or, with `fsync`, have it on disk.
-        fsync: Use WAITAOF (Redis 7.2): the server and the replicas must have written it to the
-            append-only file and synchronized it. The server needs `appendonly yes`.
-        timeout: Seconds for which the server waits; less if the deadline of the call is earlier.
-
-    Raises:
-        ConfigurationError: A value is out of range.
-    """
-
-    replicas: int = 1
-    fsync: bool = False
-    timeout: float = DEFAULT_WAIT
-
-    def __post_init__(self) -> None:
-        """Reject invalid values."""
-        check_count("replicas", self.replicas, least=0 if self.fsync else 1)
-        check_seconds("timeout", self.timeout)
-
-    @classmethod
-    def of(cls, value: object) -> Durability | None:
-        """Return what the option `durability=` means; None for 0 or None.
-
-        Raises:
-            ConfigurationError: It is neither a number of replicas nor a `Durability`.
-        """
-        if value is None or isinstance(value, cls):
-            return value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigurationError(
-                f"durability={value!r} is invalid: use the number of replicas that must have a "
-                f"write, for example durability=1, or durability=Durability(replicas=1, fsync=True)"
-            )
-        return cls(replicas=value) if value else None
-
-    def wait_for(self, until: float | None) -> float:
-        """Return for how many seconds the server shall wait, so that it replies before `until`."""
-        if until is None:
-            return self.timeout
-        left = until - asyncio.get_running_loop().time()
-        return max(min(self.timeout, max(left - _MARGIN, left / 2)), _LEAST_WAIT)
-
-    def command(self, seconds: float) -> tuple[str | int, ...]:
-        """Return the words of WAIT or WAITAOF. A timeout of 0 would wait forever."""
-        milliseconds = max(round(seconds * 1000), 1)
-        if self.fsync:
-            return ("WAITAOF", 1, self.replicas, milliseconds)
-        return ("WAIT", self.replicas, milliseconds)
 
 
 class Acknowledgements:

@@ -396,7 +396,7 @@ class Executor:
             self._reports.refused(refused.cause, failed.detail)
             self._multiplexer.refresh()
         else:
-            self._reports.failed(refused.cause, failed.detail)
+            self._reports.failed(refused.cause, failed.detail, answered=True)
         if refused.elsewhere or refused.cause is Cause.NO_REPLICAS:
             self._search.note_refusal(refused)
 
@@ -428,6 +428,12 @@ class Executor:
         assert isinstance(error, RedisNotReplicated)  # noqa: S101
         error.reply, error.replicas = reply, replicas
         return error
+
+    def not_open_in_time(self, operation: object, began: float) -> ResilientIOError:
+        """Return the error of a call whose deadline passed while its client was still closing."""
+        elapsed = asyncio.get_running_loop().time() - began
+        reason = "the deadline passed while the client was closing"
+        return self._error(RedisDeadlineExceeded, reason, str(operation), elapsed=elapsed)
 
     def check_available(self, operation: str, policy: RetryPolicy) -> None:
         """Raise if the dependency is down and the policy does not permit waiting."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import functools
 import inspect
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import redis.asyncio as redis_py
 from redis import exceptions as driver
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from .addresses import AddressMap
     from .connect import RedisTarget
-    from .durability import Durability
 
 
 _MOST_CONNECTIONS = 16
@@ -73,6 +73,73 @@ class ConnectionSettings:
                 f"example count=2"
             )
         check_count("in_flight", self.in_flight, least=_LEAST_IN_FLIGHT)
+
+
+DEFAULT_WAIT = 1.0
+"""Seconds for which the server waits for replicas, unless less time is left until the deadline.
+
+A replica of the same region acknowledges within milliseconds, so that a second is long. It is half
+of the default response timeout.
+"""
+
+_LEAST_WAIT = 0.001
+_MARGIN = 0.13
+"""Seconds before the deadline at which the wait ends: an idle server checks its timeouts ten times
+a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durability:
+    """How far a write must have got before its call returns.
+
+    Args:
+        replicas: How many replicas must have applied it, or, with `fsync`, have it on disk.
+        fsync: Use WAITAOF (Redis 7.2): the server and the replicas must have written it to the
+            append-only file and synchronized it. The server needs `appendonly yes`.
+        timeout: Seconds for which the server waits; less if the deadline of the call is earlier.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    replicas: int = 1
+    fsync: bool = False
+    timeout: float = DEFAULT_WAIT
+
+    def __post_init__(self) -> None:
+        """Reject invalid values."""
+        check_count("replicas", self.replicas, least=0 if self.fsync else 1)
+        check_seconds("timeout", self.timeout)
+
+    @classmethod
+    def of(cls, value: object) -> Durability | None:
+        """Return what the option `durability=` means; None for 0 or None.
+
+        Raises:
+            ConfigurationError: It is neither a number of replicas nor a `Durability`.
+        """
+        if value is None or isinstance(value, cls):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigurationError(
+                f"durability={value!r} is invalid: use the number of replicas that must have a "
+                f"write, for example durability=1, or durability=Durability(replicas=1, fsync=True)"
+            )
+        return cls(replicas=value) if value else None
+
+    def wait_for(self, until: float | None) -> float:
+        """Return for how many seconds the server shall wait, so that it replies before `until`."""
+        if until is None:
+            return self.timeout
+        left = until - asyncio.get_running_loop().time()
+        return max(min(self.timeout, max(left - _MARGIN, left / 2)), _LEAST_WAIT)
+
+    def command(self, seconds: float) -> tuple[str | int, ...]:
+        """Return the words of WAIT or WAITAOF. A timeout of 0 would wait forever."""
+        milliseconds = max(round(seconds * 1000), 1)
+        if self.fsync:
+            return ("WAITAOF", 1, self.replicas, milliseconds)
+        return ("WAIT", self.replicas, milliseconds)
 
 
 class RedisOptions(TypedDict, total=False):
@@ -125,12 +192,18 @@ class RedisOptions(TypedDict, total=False):
     maint_notifications_config: MaintNotificationsConfig | None
 
 
+ReadFromName: TypeAlias = Literal["master", "replica", "nearest", "any"]
+"""Which server answers reads."""
+
+
 class _OwnOptions(TypedDict, total=False):
     policy: RetryPolicy | None
     health: Dependency | None
     connections: ConnectionSettings | None
     name: str | None
     rng: random.Random | None
+    read_from: ReadFromName
+    max_lag: float | None
     durability: Durability | int | None
     reopen: bool
 

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from .commands import CommandSpec
     from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
-    from .durability import Durability
     from .instrumentation import Tracing
+    from .options import Durability
     from .runtime import Runtime
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -669,13 +669,14 @@ class ResilientPipeline(Pipeline):
             if self.scripts:
                 await self._load_scripts()
             transaction = self.is_transaction or self.explicit_transaction
-            await self._client._ensure_open("MULTI" if transaction else "PIPELINE")
+            name = "MULTI" if transaction else "PIPELINE"
+            reopened = await self._client._ensure_open(name)
             commands = list(self.command_stack)
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             started = asyncio.get_running_loop().time()
             self._note_durability(specs, commands)
             call = self._call(commands, specs)
-            replies: list[Any] = await self._run(call)
+            replies: list[Any] = await self._run(call, started=reopened)
             if self._acknowledgements is not None:
                 executor = self._runtime.executor
                 self._acknowledgements.check(executor, call.operation, replies, started)
@@ -736,7 +737,7 @@ class ResilientPipeline(Pipeline):
         )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
-        await self._client._ensure_open(args[0])
+        reopened = await self._client._ensure_open(args[0])
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
@@ -753,11 +754,13 @@ class ResilientPipeline(Pipeline):
 
         self._runtime.scripts.note(spec.name, args)
         block = block_of([Command(spec, args, options)])
-        return await self._run(_WatchedCall(self, spec.name, exchange, [spec], args, block=block))
+        call = _WatchedCall(self, spec.name, exchange, [spec], args, block=block)
+        return await self._run(call, started=reopened)
 
-    async def _run(self, call: Call) -> Any:
+    async def _run(self, call: Call, *, started: float | None = None) -> Any:
         executor, policy = self._runtime.executor, self._policy
-        started = asyncio.get_running_loop().time()
+        if started is None:
+            started = asyncio.get_running_loop().time()
         if self._runtime.bound:
             await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)

@@ -32,7 +32,7 @@ from .attempt import (
     read_reply,
     server_down,
 )
-from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, keep_alive
+from .blocked import NOT_ACKNOWLEDGED, BlockedCalls, end_wait, is_ended_wait, keep_alive
 from .commands import Effect
 from .connect import (
     PROMPT_ANSWER,
@@ -41,6 +41,7 @@ from .connect import (
     StallTolerantTimeout,
     abort,
     connect,
+    connect_again,
     identify,
     is_lost,
     is_multiplexable,
@@ -53,7 +54,7 @@ from .scripts import load_over
 from .turns import ConnectTurn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+_FAREWELL_TIMEOUT = 0.5  # seconds to end the waits on a server that was left
+_FAREWELL_PAUSE = 0.05  # seconds in which its replies about that arrive
 
 _KEPT_IDLE = 8  # maximum number of idle connections that are kept for the next call
 _HEAD_START = 0.003
@@ -239,13 +243,8 @@ class ExclusivePool:
         if self.closed:
             self.give_back(connection, clean=False)
             return
-        task = asyncio.get_running_loop().create_task(
-            self._recover(connection, self._known[connection].client_id, command),
-            name=f"resilient-io redis recover {command}",
-            context=context_without_deadline(),
-        )
-        self._recoveries.append(task)
-        task.add_done_callback(self._recoveries.remove)
+        client_id = self._known[connection].client_id
+        self._start_recovery(self._recover(connection, client_id, command), f"recover {command}")
 
     def drop_all(self) -> None:
         """Close every connection: the dependency went down, so no call should wait on one."""
@@ -264,8 +263,9 @@ class ExclusivePool:
     def leave_server(self, failure: ConnectionFailure | None) -> list[object]:
         """Close every idle connection, and those in use when they are released.
 
-        With a `failure`, those in use are closed immediately, and their calls fail with it. Return
-        the addresses of their server.
+        With a `failure`, those in use are closed immediately, and their calls fail with it. Calls
+        that block continue elsewhere if the former server still answers, and ends their wait.
+        Return the addresses of their server.
         """
         self._opened_after = asyncio.get_running_loop().time()
         peers = [peer_of(connection) for connection in [*self._idle, *self._acquired]]
@@ -275,11 +275,44 @@ class ExclusivePool:
         if failure is not None:
             for carrier in list(self._carriers):
                 carrier.close(failure)
+            waiting: dict[AbstractConnection, ExclusiveConnection] = {}
             for connection in self._acquired:
-                if connection in self._known:
-                    self._known[connection].failure = failure
-                self._discard(connection)
+                known = self._known.get(connection)
+                if known is not None:
+                    known.failure, known.left = failure, True
+                if known is not None and known.blocking and known.client_id is not None:
+                    waiting[connection] = known
+                else:
+                    self._discard(connection)
+            if waiting:
+                self._start_recovery(self._end_waits(waiting), "end waits")
         return peers
+
+    async def _end_waits(self, waiting: dict[AbstractConnection, ExclusiveConnection]) -> None:
+        """End the waits of calls on a server that was left, so that they continue elsewhere."""
+        asked: AbstractConnection | None = None
+        try:
+            first = next(iter(waiting))
+            asked = await connect_again(self._target, first, timeout=_FAREWELL_TIMEOUT)
+            query = query_over(asked, _FAREWELL_TIMEOUT)
+            for known in waiting.values():
+                await end_wait(query, known, error=True)
+            await asyncio.sleep(_FAREWELL_PAUSE)
+        except (RedisError, OSError):
+            pass  # it does not answer: nothing is known about these calls
+        finally:
+            if asked is not None:
+                abort(asked)
+            for connection, known in waiting.items():
+                if self._known.get(connection) is known:
+                    self._discard(connection)
+
+    def _start_recovery(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(
+            work, name=f"resilient-io redis {name}", context=context_without_deadline()
+        )
+        self._recoveries.append(task)
+        task.add_done_callback(self._recoveries.remove)
 
     def _was_left(self, connection: AbstractConnection) -> bool:
         """Return whether a connection leads to a server that was left since it was opened."""
@@ -750,33 +783,56 @@ class ExclusiveCall(Call):
             return late
         known = pool.known(connection)
         known.unanswered = self.effect is not Effect.READ
-        clean = waiting = False
+        known.blocking = self._blocks
+        clean = False
         sent = asyncio.get_running_loop().time()
         try:
-            reply = await self._exchange(connection, known, limits.until)
-            if isinstance(reply, AttemptFailed) and self._may_be_waiting(connection, reply):
-                waiting = await pool.blocked.end_wait(known, limits.until)
-            clean = not isinstance(reply, AttemptFailed)
+            reply = await self._receive(connection, known, limits.until, sent)
+            clean = not isinstance(reply, AttemptFailed | _StillWaiting)
         except (UnicodeDecodeError, DataError):
             # The reply was read, and redis-py's parser stays in sync; or nothing was sent.
             clean = True
             raise
         finally:
-            if recoverable and not clean and connection.is_connected:
+            known.blocking = False
+            if recoverable and not clean and connection.is_connected and not known.left:
                 pool.recover(connection, self.operation)
             else:
                 pool.give_back(connection, clean=clean)
-        if isinstance(reply, AttemptFailed):
-            if waiting and self._timeout is None and not reply.expired:
-                return _StillWaiting(sent)
-            progress = Progress.NOT_SENT if waiting else reply.progress
-            reply = replace(reply, connection=known, progress=progress)
+        if isinstance(reply, AttemptFailed | _StillWaiting):
+            pass
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.callback_table
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
         elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
             self._multiplexer.write_accepted()
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
+
+    async def _receive(
+        self,
+        connection: AbstractConnection,
+        known: ExclusiveConnection,
+        until: float | None,
+        sent: float,
+    ) -> object:
+        """Send the command and return the reply, or an `AttemptFailed`.
+
+        Return a `_StillWaiting` if the wait for a reply should continue on another connection.
+        """
+        reply = await self._exchange(connection, known, until)
+        if not isinstance(reply, AttemptFailed):
+            if not known.left or known.failure is None:
+                return reply
+            if is_ended_wait(reply):
+                return _StillWaiting(sent)
+            reply = AttemptFailed.because(known.failure, Progress.MAYBE_APPLIED)
+        elif self._may_be_waiting(connection, reply) and await self._pool.blocked.end_wait(
+            known, until
+        ):
+            if self._timeout is None and not reply.expired:
+                return _StillWaiting(sent)
+            reply = replace(reply, progress=Progress.NOT_SENT)
+        return replace(reply, connection=known)
 
     def _may_be_waiting(self, connection: AbstractConnection, failed: AttemptFailed) -> bool:
         """Return whether to ask the server if it still has the lost connection of this call."""

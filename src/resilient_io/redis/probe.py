@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError, ResponseError
@@ -36,6 +37,7 @@ class RedisProbe:
         self._policy = policy
         self._pings = 0
         self._connecting: AbstractConnection | None = None  # the new connection of a running probe
+        self._asked = -math.inf  # when the latest probe of a suspicion began
 
     def links(self) -> list[LinkState]:
         """Return what the kernel knows about the open connections, if it tells."""
@@ -67,7 +69,7 @@ class RedisProbe:
             self._check(answer.result())
         except ProbeFailed as problem:
             if problem.answered:  # the loss of a connection is reported by the connection
-                reports.failed(problem.cause, problem.detail)
+                reports.failed(problem.cause, problem.detail, answered=True)
         except ProbeDegraded as problem:
             reports.refused(problem.cause, problem.detail)
 
@@ -80,6 +82,9 @@ class RedisProbe:
         if not multiplexer.first.ended and not multiplexer.bound:
             await self._try_first_connection()
         elif suspicious or multiplexer.bound or not multiplexer.connections:
+            refused, self._asked = multiplexer.health.refused_at >= self._asked, began
+            if refused and multiplexer.connections and not multiplexer.bound:
+                await self._ask_open()  # a new connection may take its time, or all of it
             await self._try_new_connection()
         else:
             await self._ping_open()
@@ -121,6 +126,16 @@ class RedisProbe:
         elif problem.answered:
             raise problem from None
         raise ProbeDegraded(problem.cause, problem.detail) from None
+
+    async def _ask_open(self) -> None:
+        """Raise if the server still answers that it does not serve. The first answer counts."""
+        asked = [connection.ask(PING) for connection in self._multiplexer.connections]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            self._check(next(future for future in asked if future.done()).result())
+        except ProbeFailed as problem:
+            if problem.answered:  # a connection that was lost is replaced
+                raise
 
     async def _ping_open(self) -> None:
         """Ping the connection in use, and sometimes all: a load balancer may forget one."""

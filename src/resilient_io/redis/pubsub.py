@@ -33,7 +33,7 @@ _log = logging.getLogger("resilient_io.redis")
 
 _READ_AT_ONCE = 64  # messages that are read without letting other tasks run
 
-_NOT_SET = (
+NOT_SET = (
     "pubsub connection not set: did you forget to call subscribe() or psubscribe()?"  # redis-py's
 )
 
@@ -69,7 +69,7 @@ class ResilientPubSub(driver_client.PubSub):
     def __init__(
         self,
         client: Any,
-        runtime: Runtime,
+        runtime: Any,
         *,
         on_gap: Callable[[dict[str, Any]], object] | None = None,
         max_messages: int = MOST_MESSAGES,
@@ -77,7 +77,7 @@ class ResilientPubSub(driver_client.PubSub):
         **options: Any,
     ) -> None:
         self._client = client
-        self._runtime = runtime
+        self._runtime: Runtime = runtime
         self._subscription: Subscription | None = None
         self._messages: MessageQueue | None = None
         self._limits = (max_messages, max_message_bytes)
@@ -88,7 +88,9 @@ class ResilientPubSub(driver_client.PubSub):
         self._read = 0
         self._plain = False  # whether redis-py reads: the connection of a fake has no transport
         self._plain_connection: Any = None
-        super().__init__(client.connection_pool, **options)
+        # Not that of redis-py's cluster class, which may be a base, too.
+        pool: Any = getattr(client, "connection_pool", None)  # a cluster client has none
+        driver_client.PubSub.__init__(self, pool, **options)
 
     # -- redis-py's attributes -------------------------------------------------------------
 
@@ -180,7 +182,7 @@ class ResilientPubSub(driver_client.PubSub):
         self, subscription: Subscription, operation: str, send: Callable[[], None] | None
     ) -> None:
         runtime = self._runtime
-        call = SubscriptionCall(subscription, operation, send, multiplexer=runtime.multiplexer)
+        call = SubscriptionCall(subscription, operation, send)
         started = runtime.multiplexer.time()
         result = await runtime.executor.run(call, self._client._policy, started=started)
         if isinstance(result, NotMultiplexable):
@@ -191,19 +193,29 @@ class ResilientPubSub(driver_client.PubSub):
         """Unsubscribe without a connection, which needs none. Return whether that was possible."""
         subscription = self._subscription
         if subscription is None or subscription.ended or subscription.loop.is_closed():
-            known, pending = {
-                "UNSUBSCRIBE": (self.channels, self.pending_unsubscribe_channels),
-                "PUNSUBSCRIBE": (self.patterns, self.pending_unsubscribe_patterns),
-                "SUNSUBSCRIBE": (self.shard_channels, self.pending_unsubscribe_shard_channels),
-            }[name]
-            for each in list(pending):
-                known.pop(each, None)
-            pending.clear()
+            self._forget_channels(name)
             return True
         if subscription.connection is not None:
             return False
         subscription.unsubscribe(name, names)
         return True
+
+    def _forget_channels(self, name: str) -> None:
+        """Forget the channels that should be unsubscribed: nothing is subscribed."""
+        known, pending = {
+            "UNSUBSCRIBE": (self.channels, self.pending_unsubscribe_channels),
+            "PUNSUBSCRIBE": (self.patterns, self.pending_unsubscribe_patterns),
+            "SUNSUBSCRIBE": (self.shard_channels, self.pending_unsubscribe_shard_channels),
+        }[name]
+        for each in list(pending):
+            known.pop(each, None)
+        pending.clear()
+
+    def _forget_all_channels(self) -> None:
+        self.channels, self.patterns, self.shard_channels = {}, {}, {}
+        self.pending_unsubscribe_channels = set()
+        self.pending_unsubscribe_patterns = set()
+        self.pending_unsubscribe_shard_channels = set()
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -224,7 +236,11 @@ class ResilientPubSub(driver_client.PubSub):
         if self._plain:
             with _without_secrets(self._runtime.target):
                 return await super().parse_response(block, timeout or 0)
-        item = await self._next(self._reader(), block=block, timeout=timeout or 0.0)
+        return await self._take(self._reader(), block=block, timeout=timeout or 0.0)
+
+    async def _take(self, messages: MessageQueue, *, block: bool, timeout: float) -> Any:
+        """Return the next item of a queue as a response of redis-py."""
+        item = await self._next(messages, block=block, timeout=timeout)
         if item is None:
             return None
         if isinstance(item, Exception):
@@ -242,7 +258,7 @@ class ResilientPubSub(driver_client.PubSub):
     def _reader(self) -> MessageQueue:
         """Return the messages, if they can be read here."""
         if self._messages is None or self._subscription is None:
-            raise RuntimeError(_NOT_SET)
+            raise RuntimeError(NOT_SET)
         loop = self._subscription.loop
         if loop is not asyncio.get_running_loop():
             if not loop.is_closed():
@@ -323,10 +339,7 @@ class ResilientPubSub(driver_client.PubSub):
             return
         subscription, self._subscription = self._subscription, None
         messages, self._messages = self._messages, None
-        self.channels, self.patterns, self.shard_channels = {}, {}, {}
-        self.pending_unsubscribe_channels = set()
-        self.pending_unsubscribe_patterns = set()
-        self.pending_unsubscribe_shard_channels = set()
+        self._forget_all_channels()
         if subscription is None or messages is None:
             return
         messages.close(
@@ -339,17 +352,23 @@ class ResilientPubSub(driver_client.PubSub):
 
     def __del__(self, _warnings: Any = warnings) -> None:
         """End the subscription in the background if this is collected unclosed."""
-        subscription = self.__dict__.get("_subscription")
         if self.__dict__.get("_plain"):
             super().__del__()  # type: ignore[no-untyped-call]
-        elif subscription is not None and not subscription.ended:
-            subscription.end_later()
+        elif self._end_later():
             _warnings.warn(
                 f"unclosed subscriber of {self._client!r}: use `async with`, or await aclose()",
                 ResourceWarning,
                 stacklevel=1,
                 source=self,
             )
+
+    def _end_later(self) -> bool:
+        """End in the background. Return whether there was anything to end."""
+        subscription = self.__dict__.get("_subscription")
+        if subscription is None or subscription.ended:
+            return False
+        subscription.end_later()
+        return True
 
 
 class _GapResponse(list[Any]):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_io.binding import LoopBinding, notify_on_fork
 from resilient_io.deadlines import context_without_deadline
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .options import ConnectionSettings
     from .sentinel import KnownMaster
 
+
+C = TypeVar("C")
 
 _KEPT_UNUSED = 10.0
 """Seconds for which connections are kept for the next client on the same pool."""
@@ -97,6 +99,7 @@ class Runtime:
         self._unused_since = 0.0
         self._checks_use = False  # whether a timer checks if it is still used
         self._use_check: asyncio.TimerHandle | None = None
+        self._companions: dict[type, Any] = {}
         self._build()
         if target.master is not None:
             target.master.on_change(self._master_changed)
@@ -146,6 +149,28 @@ class Runtime:
             health=self.health,
             reports=self._reports,
             rng=self.rng,
+        )
+
+    def companion(self, kind: type[C], make: Callable[[], C]) -> C:
+        """Return the object of a kind that belongs to this runtime, which closes it.
+
+        It is made when it is first needed, and has a coroutine function `aclose`.
+        """
+        found: C | None = self._companions.get(kind)
+        if found is None:
+            found = self._companions[kind] = make()
+        return found
+
+    def sibling(self, target: RedisTarget, health: Dependency) -> Runtime:
+        """Return a runtime like this one, for another server."""
+        return Runtime(
+            target=target,
+            policy=self.policy,
+            health=health,
+            settings=self._settings,
+            template=self._template,
+            rng=self.rng,
+            bound=False,
         )
 
     @property
@@ -218,6 +243,7 @@ class Runtime:
         self.subscriptions.refresh()
         if not self.health.available:
             self.pool.drop_all()
+            self._ask_sentinels()
 
     def leave_server(self, failure: ConnectionFailure | None = None) -> None:
         """Leave every connection, shared or exclusive, so that the address is found again.
@@ -295,6 +321,8 @@ class Runtime:
             self._use_check, self._checks_use = None, False
         if self._subscription is not None:
             self._subscription.remove()
+        for companion in list(self._companions.values()):
+            await companion.aclose()
         if self._monitor is not None:
             await self._monitor.aclose()
         await self.pool.finish_recoveries()
@@ -352,7 +380,7 @@ class Runtime:
     def _close_if_unused(self) -> None:
         due = self._unused_since + _KEPT_UNUSED
         self._checks_use = False
-        if self.users or not self.running:
+        if self.users or not self.running or self._closing is not None:
             return
         if self.multiplexer.time() >= due:
             self._begin_close(_nothing_else)

@@ -133,20 +133,26 @@ class SentinelMonitor:
 
     async def _follow(self, node: SentinelNode) -> None:
         """Keep a subscription to one Sentinel."""
+        loop = asyncio.get_running_loop()
         backoff = Backoff(_RECONNECT, _RECONNECT_CAP, self._rng, floor=_RECONNECT / 2)
         while True:
             connection: AbstractConnection | None = None
+            began = loop.time()
             try:
                 connection = await node.subscribe(_CHANNELS)
-                backoff.reset()
                 self._note_subscription(node, None)
                 await self._listen(connection)
             except (RedisError, OSError) as error:
-                self._note_subscription(node, node.failure(error))
+                if connection is None:
+                    self._note_subscription(node, node.failure(error))
             finally:
                 if connection is not None:
                     abort(connection)
-            await asyncio.sleep(backoff.next())
+            if connection is not None and loop.time() - began > _RECONNECT_CAP:
+                backoff.reset()
+                self.ask()
+            else:
+                await asyncio.sleep(backoff.next())
 
     async def _listen(self, connection: AbstractConnection) -> None:
         """Read events until the connection is lost, or its Sentinel is silent."""

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from resilient_io.deadlines import earlier
-from resilient_io.errors import Closed, Progress
+from resilient_io.errors import Progress
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import Signal, describe_task_end, log_task_death
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from resilient_io.health import Reporter
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Limits
@@ -57,6 +57,8 @@ _STABLE = 1.0
 
 _REFUSED_PAUSE = 0.25  # seconds after which a subscription is repeated that the server refused
 
+_SHARDED = "SSUBSCRIBE"
+
 _PART = "subscription"  # in the health of the client
 
 _log = logging.getLogger("resilient_io.redis")
@@ -73,6 +75,8 @@ class Subscription:
         owner: The subscriptions of the client.
         messages: Takes what arrives.
         wanted: The channels, patterns and shard channels, by the command that subscribes to them.
+        moved: Called if the server says that another one has the slot of a shard channel.
+        troubled: Called if the server does not answer, or does not accept the connection.
     """
 
     def __init__(
@@ -80,6 +84,9 @@ class Subscription:
         owner: Subscriptions,
         messages: MessageQueue,
         wanted: Mapping[str, Iterable[bytes]],
+        *,
+        moved: Callable[[Subscription, MovedError], None] | None = None,
+        troubled: Callable[[Subscription], None] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.messages = messages
@@ -97,6 +104,8 @@ class Subscription:
         self.changed = Signal()
         """Set, and cleared at once, when anything has changed that a waiting call should know."""
         self._owner = owner
+        self._moved = moved
+        self._troubled = troubled
         self._silent: SubscriptionConnection | None = None
         self._attempt: asyncio.Timeout | None = None  # ends the attempt to connect
         self._receives = False  # whether the server has confirmed any channel that is still wanted
@@ -108,6 +117,16 @@ class Subscription:
         self._task = owner.start_task(self._run())
 
     # -- for the subscriber ----------------------------------------------------------------
+
+    @property
+    def health(self) -> Dependency:
+        """The availability of its server."""
+        return self._owner.health
+
+    @property
+    def movable(self) -> bool:
+        """Whether another server may continue it, so that its messages do not end with this one."""
+        return self._troubled is not None
 
     @property
     def active(self) -> bool:
@@ -179,6 +198,53 @@ class Subscription:
         if self._attempt is not None:
             self._attempt.reschedule(self.loop.time())
 
+    def move(self, owner: Subscriptions, failure: ConnectionFailure) -> None:
+        """Continue on another server."""
+        before, self._owner = self._owner, owner
+        before.release(self, self._task)
+        owner.adopt(self, self._task)
+        self.failure = None
+        if self.connection is None and self.active:
+            owner.note_lost(self, failure)
+        self.leave(failure)
+        before.hurry()
+        self._notify()
+
+    def hand_over(
+        self,
+        wanted: Mapping[str, Sequence[bytes]],
+        other: Subscription,
+        failure: ConnectionFailure,
+    ) -> None:
+        """Have another subscription receive some of the channels instead of this one."""
+        missing, self._missing = self._missing, None
+        if missing is None and self._receives:
+            connection = self.connection
+            since = connection.last_byte if connection is not None else self.loop.time()
+            missing = (failure, since)
+        for name, channels in wanted.items():
+            for each in channels:
+                self.wanted[name].pop(each, None)
+                if self.connection is not None and not self.ended:
+                    # One at a time, because each may be in another slot.
+                    ending = UNSUBSCRIBING[SUBSCRIBING.index(name)]
+                    ignored = Request(ending, [each], answer=self.loop.create_future())
+                    self._send(ignored, ending, each)
+        other.take_over(wanted, missing)
+
+    def take_over(
+        self,
+        wanted: Mapping[str, Sequence[bytes]],
+        missing: tuple[ConnectionFailure, float] | None,
+    ) -> None:
+        """Receive channels that another subscription has received until now."""
+        if self._missing is None:
+            self._missing = missing
+        for name, channels in wanted.items():
+            for each in channels:
+                self.subscribe(name, [each])
+        self._notify()
+
     def end(self) -> None:
         """End everything, without waiting. Idempotent."""
         if self.ended:
@@ -215,18 +281,18 @@ class Subscription:
             lag.release()
 
     async def _keep_open(self, lag: LoopLag) -> None:
-        owner = self._owner
-        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, owner.rng, floor=_BACKOFF_FLOOR)
+        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._owner.rng, floor=_BACKOFF_FLOOR)
         while True:
             while not (self.active or self.waiting):
                 await self.changed.wait()
-            await owner.multiplexer.failover.until_over()
-            self._attempt = attempt = asyncio.timeout(None)
+            await self._owner.multiplexer.failover.until_over()
+            owner = self._owner
+            attempt = asyncio.timeout(None)
             try:
+                # Only probes contact a server that is down, also during the wait for the turn.
                 async with ConnectTurn(), attempt:
-                    # Only probes contact a server that is down.
                     down = owner.health.state is State.DOWN
-                    connection = None if down else await self._open(lag)
+                    connection = None if down else await self._attempt_open(owner, lag, attempt)
             except (RedisError, OSError) as error:
                 if attempt.expired():
                     continue  # that server was left meanwhile
@@ -238,10 +304,9 @@ class Subscription:
                 self.unsupported = True
                 self._notify()
                 return
-            finally:
-                self._attempt = None
             if connection is None:
-                await owner.until_up()
+                while owner is self._owner and owner.health.state is State.DOWN:
+                    await self.changed.wait()
                 continue
             await asyncio.wait([self._use(connection)])
             if self.loop.time() - connection.opened >= _STABLE:
@@ -249,8 +314,16 @@ class Subscription:
             else:
                 await owner.back_off(backoff, permanent=False)
 
-    async def _open(self, lag: LoopLag) -> SubscriptionConnection:
-        owner = self._owner
+    async def _attempt_open(
+        self, owner: Subscriptions, lag: LoopLag, attempt: asyncio.Timeout
+    ) -> SubscriptionConnection:
+        self._attempt = attempt
+        try:
+            return await self._open(owner, lag)
+        finally:
+            self._attempt = None
+
+    async def _open(self, owner: Subscriptions, lag: LoopLag) -> SubscriptionConnection:
         policy, multiplexer = owner.policy, owner.multiplexer
         connection = await connect(
             owner.target,
@@ -302,6 +375,8 @@ class Subscription:
         if self.active:
             self._owner.note_lost(self, failure)
         self._notify()
+        if self._troubled is not None:
+            self._troubled(self)
 
     def _notify(self) -> None:
         self.changed.set()
@@ -315,6 +390,11 @@ class Subscription:
 
     def confirmed(self, request: Request | None, reply: list[Any]) -> None:
         """Pass on the confirmation of one channel, as redis-py does, also after a reconnect."""
+        if request is not None and request.answer is not None:
+            return
+        if request is None and reply[0] == _REVOKED and self._moved is not None:
+            self._note_revoked(reply[1])
+            return
         self._report_gap()
         if request is not None and request.name in SUBSCRIBING:
             self._receives = True
@@ -323,18 +403,23 @@ class Subscription:
 
     def replied(self, request: Request, reply: Any) -> None:
         """Pass on a reply, or the refusal to subscribe."""
-        self._report_gap()
         if request.answer is not None:
             if not request.answer.done():
                 request.answer.set_result(reply)
             return
         if isinstance(reply, Exception) and request.name in SUBSCRIBING:
             meaning = refusal(reply)
+            if isinstance(reply, MovedError) and self._moved is not None:
+                self.loop.call_later(_REFUSED_PAUSE, self._repeat, self.connection, request)
+                self._moved(self, reply)
+                return
             if meaning is not None:
                 failure = ConnectionFailure(meaning.cause, str(reply))
                 self._owner.note_lost(self, failure)
                 self.loop.call_later(_REFUSED_PAUSE, self._repeat, self.connection, request)
                 return
+        self._report_gap()
+        if isinstance(reply, Exception) and request.name in SUBSCRIBING:
             for each in request.names:
                 self.wanted[request.name].pop(each, None)
             request.left = 0
@@ -369,6 +454,8 @@ class Subscription:
         if not self._lost.done():
             self._lost.set_result(None)
         self._notify()
+        if connection.lost_silently and self._troubled is not None:
+            self._troubled(self)
 
     def connection_silent(self, connection: SubscriptionConnection) -> None:
         """Ask on a shared connection whether the server answers."""
@@ -404,6 +491,15 @@ class Subscription:
             "subscription restored", cause=gap.cause.value, seconds=round(gap.seconds, 3)
         )
         self.messages.put(gap)
+
+    def _note_revoked(self, channel: bytes) -> None:
+        """Ask which server has the slot of a shard channel, which the server has just lost."""
+        if channel in self.wanted[_SHARDED] and self.connection is not None:
+            if self._missing is None:
+                self._missing = (_SLOT_MOVED, self.loop.time())
+            request = Request(_SHARDED, [channel])
+            self._unconfirmed.append(request)
+            self._send(request, _SHARDED, channel)
 
     def _note_limit_hits(self, hits: int | None) -> None:
         """Compare how many connections the server has closed because of their output buffer."""
@@ -463,6 +559,10 @@ class Subscription:
             self.messages.put([name.lower().encode(), each, left])
 
 
+_REVOKED = b"sunsubscribe"
+
+_SLOT_MOVED = ConnectionFailure(Cause.OTHER, "the slot of a shard channel moved to another node")
+
 _TOO_LARGE = "larger than client-output-buffer-limit permits"
 
 _LIMIT_HITS = re.compile(r"client_output_buffer_limit_disconnections:(\d+)")
@@ -511,17 +611,31 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def open(self, messages: MessageQueue, wanted: Mapping[str, Iterable[bytes]]) -> Subscription:
+    def open(
+        self, messages: MessageQueue, wanted: Mapping[str, Iterable[bytes]], **hooks: Any
+    ) -> Subscription:
         """Return a new subscription, which connects when anything is wanted."""
-        subscription = Subscription(self, messages, wanted)
+        subscription = Subscription(self, messages, wanted, **hooks)
         self._subscriptions.append(subscription)
         return subscription
+
+    def release(self, subscription: Subscription, task: asyncio.Task[None]) -> None:
+        """Forget a subscription that continues on another server."""
+        self.forget(subscription)
+        task.remove_done_callback(self._task_ended)
+        if task in self._tasks:
+            self._tasks.remove(task)
+
+    def adopt(self, subscription: Subscription, task: asyncio.Task[None]) -> None:
+        """Take over a subscription of another server, and its task."""
+        self._subscriptions.append(subscription)
+        self._tasks.append(task)
+        task.add_done_callback(self._task_ended)
 
     def refresh(self) -> None:
         """React to a change of health: calls wait no longer, or connecting is worthwhile again."""
         if self.health.state.answering:
-            self._improved.set()
-            self._improved.clear()
+            self.hurry()
         for subscription in self._subscriptions:
             subscription.changed.set()
             subscription.changed.clear()
@@ -530,8 +644,7 @@ class Subscriptions:
         """Leave the server of every open connection: another one has taken over."""
         for subscription in list(self._subscriptions):
             subscription.leave(failure)
-        self._improved.set()
-        self._improved.clear()
+        self.hurry()
 
     @property
     def queries(self) -> list[Query]:
@@ -599,10 +712,10 @@ class Subscriptions:
             async with asyncio.timeout(pause):
                 await self._improved.wait()
 
-    async def until_up(self) -> None:
-        """Wait for a server that is down. There are no probes if the application closed health."""
-        with contextlib.suppress(Closed):
-            await self.health.until_up()
+    def hurry(self) -> None:
+        """End the backoff of attempts to connect."""
+        self._improved.set()
+        self._improved.clear()
 
     def start_task(self, work: Any) -> asyncio.Task[None]:
         """Start the task of a subscription."""
@@ -630,7 +743,8 @@ class Subscriptions:
 
     def _close_queues(self) -> None:
         for subscription in self._subscriptions:
-            subscription.messages.close(self.closed_error())
+            if not subscription.movable:
+                subscription.messages.close(self.closed_error())
 
     def closed_error(self, reason: str | None = None) -> RedisClosed:
         """Return the error of a reader whose subscriber or client was closed."""
@@ -645,6 +759,7 @@ class SubscriptionCall(Call):
         subscription: The subscription.
         operation: The name of the command.
         send: Sends it on the open connection; None only to wait for the connection.
+        misplaced: Returns whether the command belongs to another server by now.
     """
 
     def __init__(
@@ -653,12 +768,12 @@ class SubscriptionCall(Call):
         operation: str,
         send: Callable[[], None] | None,
         *,
-        multiplexer: Multiplexer,
+        misplaced: Callable[[], bool] = bool,
     ) -> None:
         self.operation = operation
         self._subscription = subscription
         self._send = send
-        self._multiplexer = multiplexer
+        self._misplaced = misplaced
 
     @property
     def effect(self) -> Effect:
@@ -672,7 +787,7 @@ class SubscriptionCall(Call):
         subscription.need()
         try:
             while (result := self._look(limits)) is _NOT_YET:
-                health = self._multiplexer.health
+                health = subscription.health
                 until = earlier(limits.sent, end_of_wait(health, limits.outage_wait))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(until):
@@ -684,6 +799,8 @@ class SubscriptionCall(Call):
     def _look(self, limits: Limits) -> object:
         """Send if there is a connection. Return the result of the attempt, if it has ended."""
         subscription = self._subscription
+        if self._misplaced():
+            return MISPLACED
         if subscription.unsupported:
             return NotMultiplexable()
         if subscription.connection is None or subscription.ended:
@@ -694,7 +811,7 @@ class SubscriptionCall(Call):
 
     def _reason_to_stop(self, limits: Limits) -> AttemptFailed | None:
         """Return why this waits no longer for a connection, or None."""
-        subscription, health = self._subscription, self._multiplexer.health
+        subscription, health = self._subscription, self._subscription.health
         if subscription.ended:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         failure = subscription.failure
@@ -711,3 +828,6 @@ class SubscriptionCall(Call):
 
 
 _NOT_YET = object()
+
+MISPLACED = object()
+"""The result of an attempt to send a command that belongs to another server by now."""

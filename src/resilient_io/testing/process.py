@@ -94,7 +94,7 @@ class ServerProcess(Server):
     With `fixed_ports` it does not try other ports when its ports are in use.
     """
 
-    host: Final = "127.0.0.1"
+    host: str = "127.0.0.1"
     _start_timeout: ClassVar[float] = 15.0  # seconds
     _poll_interval: ClassVar[float] = _POLL_INTERVAL
 

@@ -44,6 +44,7 @@ class SentinelSetup(Server):
         sentinel_options: Lines of the Sentinels' configuration, except for those that begin with
             "sentinel": these are values of `sentinel_lines`.
         sentinel_lines: Further lines that begin with "sentinel", without this word.
+        host: The address on which all of them listen.
 
     Attributes:
         nodes: The master of the beginning, and its replicas.
@@ -66,14 +67,16 @@ class SentinelSetup(Server):
         options: Mapping[str, Option] | None = None,
         sentinel_options: Mapping[str, Option] | None = None,
         sentinel_lines: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self.name = name
         self.password = password
         self.sentinel_password = sentinel_password
-        first = _Node(None, password=password, binary=binary, options=options)
+        first = _Node(None, password=password, binary=binary, options=options, host=host)
         self.nodes: list[RedisServer] = [first]
         self.nodes += [
-            _Node(first, password=password, binary=binary, options=options) for _ in range(replicas)
+            _Node(first, password=password, binary=binary, options=options, host=host)
+            for _ in range(replicas)
         ]
         lines = (
             f"down-after-milliseconds {name} {round(down_after * 1000)}",
@@ -90,6 +93,7 @@ class SentinelSetup(Server):
                 binary=binary,
                 options=sentinel_options,
                 lines=lines,
+                host=host,
             )
             for _ in range(sentinels)
         ]
@@ -216,9 +220,10 @@ class SentinelSetup(Server):
         except (ServerError, OSError):
             return False
         follows = f"master_port:{address[1]}\r".encode()
+        online = role[2] if isinstance(role, list) and role[0] == b"master" else []
         return (
-            isinstance(role, list)
-            and role[0] == b"master"
+            isinstance(online, list)
+            and len(online) >= len(followers)
             and all(
                 isinstance(info, bytes) and follows in info and b"master_link_status:up\r" in info
                 for info in followers
@@ -270,13 +275,16 @@ class _Node(_KeepsConfiguration):
         password: str | None,
         binary: Binary | None,
         options: Mapping[str, Option] | None,
+        host: str,
     ) -> None:
-        lines: dict[str, Option] = {"repl-diskless-load": "swapdb"}
+        # After a synchronization without a file, replicas get no commands for up to 3 s.
+        lines: dict[str, Option] = {"repl-diskless-sync": "no"}
         if password is not None:
             lines["masterauth"] = quoted(password)
         if master is not None:
             lines["replicaof"] = f"{master.host} {master.port}"
         super().__init__(password=password, binary=binary, options=lines | dict(options or {}))
+        self.host = host
         self._fixed_ports = True  # the others have its port in their configuration
 
 
@@ -293,10 +301,12 @@ class _Watching(_KeepsConfiguration, RedisSentinel):
         binary: Binary | None,
         options: Mapping[str, Option] | None,
         lines: Sequence[str],
+        host: str,
     ) -> None:
         super().__init__(
             master, name=name, quorum=quorum, password=password, binary=binary, options=options
         )
+        self.host = host
         self._fixed_ports = True
         self.sentinel_id = secrets.token_hex(20)
         self._lines = list(lines)

@@ -23,7 +23,7 @@ _DEGRADED = 15.0  # seconds after the last refusal by which DEGRADED must end
 _NOTICED = 4.5  # seconds within which a server that serves nothing must be noticed
 _ACCEPTED = 1.0  # seconds after an accepted write by which the report of refused writes ends
 _RECONNECTED = 2.5  # seconds after a fault by which connections and probes work again
-_OUTAGE_WAIT = RetryPolicy().outage_wait  # seconds for which calls wait; no plan changes it
+_OUTAGE_WAIT = RetryPolicy().outage_wait
 
 _HANDSHAKE = frozenset((
     b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"COMMAND", b"INFO", b"ROLE", b"ECHO",
@@ -88,10 +88,12 @@ def a_dependency_is_up_again_soon_after_the_last_fault(index: Index) -> Iterator
 
 def a_call_is_not_refused_as_down_without_a_reason(index: Index) -> Iterator[Broken]:
     """No call fails because the server is down when nothing was wrong for a while."""
+    setups = () if index.plan is None else index.plan.clients
+    waits = {setup.label: setup.policy.get("outage_wait", _OUTAGE_WAIT) for setup in setups}
     for operation in index.history.operations:
         ended = operation.ended or operation.started
         # The outage began before the call, or at most `outage_wait` before the call failed.
-        latest = max(operation.started, ended - _OUTAGE_WAIT)
+        latest = max(operation.started, ended - waits.get(operation.client, _OUTAGE_WAIT))
         if (
             operation.outcome is Outcome.NOT_APPLIED
             and ": down (" in operation.error
@@ -128,11 +130,8 @@ def a_server_that_serves_nothing_is_not_up(index: Index) -> Iterator[Broken]:
             until = first.started + wait + index.stalled(first.started, ended)
             if until > ended or not any(each.started > first.started for each in calls[1:]):
                 continue
-            faults = index.disturbances_between(began, ended)
-            if not faults:
+            if not index.disturbances_between(began, ended):
                 continue  # a healthy server, of which only ECHO was asked
-            if any(fault.kind == "hang connects" for fault in faults):
-                continue  # not as soon: the probe waits for a new connection, while refusals arrive
             if not _open_between(index, label, first.started, until):
                 continue
             states = [

@@ -444,7 +444,7 @@ class Index:
     def lifecycle(self) -> dict[str, list[tuple[int, float, str]]]:
         """When each client was closing, closed, opening and opened: number, time and kind."""
         found: dict[str, list[tuple[int, float, str]]] = {label: [] for label in self.dependencies}
-        for kind in ("closing", "closed", "opened"):
+        for kind in ("closing", "closed", "opening", "opened"):
             for event in self.events.get(kind, ()):
                 found.setdefault(event.facts["client"], []).append((event.at, event.time, kind))
         for operation in self.history.operations:

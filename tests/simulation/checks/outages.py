@@ -144,7 +144,7 @@ def lost_connections_alone_are_not_an_outage(index: Index) -> Iterator[Broken]:
             and index.stalled(change.time - 3.0, change.time) < 0.05
             and _answered_before(index, change.dependency, faults[0].begin - 0.5)
             and all(
-                _open(index, label, faults[0].begin, change.time)
+                _open(index, label, faults[0].begin - 0.5, change.time)
                 for label, dependency in index.dependencies.items()
                 if dependency == change.dependency
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import batches, commands, health, lifecycle, locks
+from . import batches, commands, health, lifecycle, locks, sharing
 from .use import SPACING, Use
 
 if TYPE_CHECKING:
@@ -59,10 +59,15 @@ KINDS: dict[str, Callable[[Use], Awaitable[None]]] = {
     "lock steal": locks.lock_steal,
     "close": lifecycle.close,
     "reopen": lifecycle.reopen,
+    "visit": sharing.visit,
+    "close pool": sharing.close_pool,
+    "temporary": sharing.temporary,
     "wait up": health.wait_up,
     "look": health.look,
     "follow": health.follow,
     "misuse": lifecycle.misuse,
     "rotate": lifecycle.rotate,
     "late": commands.late,
+    "name": commands.name,
+    "no touch": commands.no_touch,
 }

@@ -17,7 +17,7 @@ from tests.simulation.redis_server.scripts import (
 )
 from tests.simulation.world import plain
 
-from .use import list_of, register_of
+from .use import limit_reaching, list_of, register_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,7 @@ _SCRIPTS = (PUSH_AND_RETURN, SET_AND_RETURN, READ_AND_ECHO, READ)
 _PUSH, _SET, _ECHO, _READ = (sha1(text.encode()) for text in _SCRIPTS)
 
 _DEFAULT = "the default"
+_BLOCK = 300  # milliseconds for which a pipeline waits for an entry of a stream
 
 
 def _several(use: Use) -> list[tuple[str, ...]]:
@@ -56,6 +57,7 @@ def _several(use: Use) -> list[tuple[str, ...]]:
                 "r": ("EVAL_RO", READ_AND_ECHO, "1", "r0", token),
                 "l": ("SCRIPT", "LOAD", READ),
                 "u": ("NOSUCH", token),  # the server does not know it
+                "k": ("XREAD", "BLOCK", str(_BLOCK), "STREAMS", "x", "$"),
             }[letter]
         )
     return commands
@@ -91,6 +93,8 @@ async def _batch(use: Use, *, transaction: bool) -> None:
     commands, shape = _several(use), use.argument("shape", "sig")
     raises = bool(use.argument("raises", False))
     operation = use.operation(*commands, raise_on_error=raises)
+    if "k" in shape:
+        limit_reaching(operation, shape.count("k") * _BLOCK / 1000)
     client = use.redis
     if any(letter in shape for letter in "yv"):
         for text in (SET_AND_RETURN, READ_AND_ECHO):

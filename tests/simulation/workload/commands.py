@@ -17,11 +17,9 @@ from tests.simulation.redis_server.scripts import (
     sha1,
 )
 
-from .use import list_of, register_of, sender
+from .use import limit_reaching, list_of, register_of, sender
 
 if TYPE_CHECKING:
-    from tests.simulation.history import Operation
-
     from .use import Use
 
 _PADDING = 70_000  # bytes that make a value large: above the client's limit of 64 KiB
@@ -55,7 +53,10 @@ async def set_binary(use: Use) -> None:
     key, token = f"bin{use.argument('key', 0)}", use.token()
     client = use.redis
     operation = use.operation(("SET", key, token))
-    await use.perform(operation, lambda: client.set(key, b"\xff" + token.encode()))
+    value: Any = b"\xff" + token.encode()
+    if use.argument("packed"):  # only redis-py's encoder takes it
+        value = memoryview(value)
+    await use.perform(operation, lambda: client.set(key, value))
 
 
 async def get_binary(use: Use) -> None:
@@ -132,7 +133,7 @@ async def pop_binary(use: Use) -> None:
     """Wait for an element that is not UTF-8."""
     key = f"lb{use.argument('key', 0)}"
     operation = use.operation(("BLPOP", key, "1"))
-    _limit_reaching(operation, 1)
+    limit_reaching(operation, 1)
     client = use.redis
 
     async def work() -> Any:
@@ -260,7 +261,7 @@ async def pop(use: Use) -> None:
     timeout = use.argument("timeout", 1)
     keys = [list_of(use), "l3"] if use.argument("second") else [list_of(use)]
     operation = use.operation((command, *keys, str(timeout)))
-    _limit_reaching(operation, timeout)
+    limit_reaching(operation, timeout)
     client = use.redis
     method = client.brpop if command == "BRPOP" else client.blpop
     await use.perform(operation, lambda: method(keys, timeout))
@@ -275,7 +276,7 @@ async def move(use: Use) -> None:
     """Wait for an element and move it to another list."""
     words = ("BLMOVE", list_of(use), "moved", "LEFT", "RIGHT", str(use.argument("timeout", 1)))
     operation = use.operation(words)
-    _limit_reaching(operation, use.argument("timeout", 1))
+    limit_reaching(operation, use.argument("timeout", 1))
     client = use.redis
     await use.perform(operation, lambda: client.execute_command(*words))
 
@@ -284,17 +285,24 @@ async def stream_read(use: Use) -> None:
     """Wait for the next entry of a stream."""
     milliseconds = int(use.argument("timeout", 1) * 1000)
     operation = use.operation(("XREAD", "BLOCK", str(milliseconds), "STREAMS", "x", "$"))
-    _limit_reaching(operation, use.argument("timeout", 1))
+    limit_reaching(operation, use.argument("timeout", 1))
     client = use.redis
     await use.perform(operation, lambda: client.xread({"x": "$"}, block=milliseconds))
 
 
-def _limit_reaching(operation: Operation, timeout: float) -> None:
-    """Note the limits of a blocking call: reaching the server is limited by the deadline."""
-    limit = operation.facts["limit"]
-    operation.facts["reach_deadline"] = limit
-    operation.facts["block"] = timeout or float("inf")
-    operation.facts["limit"] = None
+async def name(use: Use) -> None:
+    """Set the name of the client, which all of its connections have from then on."""
+    text = f"name{use.call.number}"
+    operation = use.operation(limit=None, name=text)
+    client = use.redis
+    await use.perform(operation, lambda: client.client_setname(text))
+
+
+async def no_touch(use: Use) -> None:
+    """Have no command of the client count as a use of its key."""
+    operation = use.operation(("CLIENT", "NO-TOUCH", "ON"), limit=None)
+    client = use.redis
+    await use.perform(operation, lambda: client.client_no_touch("ON"))
 
 
 async def late(use: Use) -> None:

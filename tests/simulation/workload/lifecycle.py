@@ -12,6 +12,7 @@ import redis.asyncio
 from resilient_io.errors import ConfigurationError
 from resilient_io.redis import ResilientLock
 from tests.simulation.history import Outcome
+from tests.simulation.world import client_tasks
 
 from .use import sender
 
@@ -26,7 +27,12 @@ async def close(use: Use) -> None:
 
     async def work() -> None:
         # Now, because another caller may have opened the client since the task was created.
-        client.open = False
+        was_open, client.open = client.open, False
+        if client.pooled:  # the connections stay open
+            if was_open:
+                use.world.leave(label)
+            await client.redis.aclose()
+            return
         history.event("workload", "closing", client=label)
         await client.redis.aclose()
 
@@ -47,7 +53,8 @@ async def close(use: Use) -> None:
     tasks = [use.world.loop.create_task(work) for work in works]
     try:
         await asyncio.wait(tasks[before : before + len(closings)])
-        if operation.outcome is Outcome.OK and not client.open:  # nor opened by another caller
+        closed = operation.outcome is Outcome.OK and not client.open  # nor opened by another caller
+        if closed and not client.pooled:
             history.event("workload", "closed", client=label)
             await _note_what_is_left(use)
         await asyncio.wait(tasks)
@@ -59,24 +66,27 @@ async def close(use: Use) -> None:
 async def _note_what_is_left(use: Use) -> None:
     """Note the tasks and connections a moment after the last client was closed."""
     world = use.world
+    if any(client.pooled for client in world.clients.values()):
+        return  # their connections are kept
     await asyncio.sleep(0.05)
     latest = {
         event.facts["client"]: event.kind
         for event in world.history.events
-        if event.kind in ("opened", "closing", "closed")
+        if event.kind in ("opening", "opened", "closing", "closed")
     }
-    if any(client.open for client in world.clients.values()) or "closing" in latest.values():
+    if any(client.open for client in world.clients.values()) or any(
+        latest.get(each) in ("opening", "closing") for each in world.clients
+    ):
         return
     if any(
-        each.ended is None and each.kind in ("close", "reopen", "manual")
+        each.ended is None and each.kind in ("close", "reopen", "manual", "visit")
         for each in world.history.operations
     ):
         return
-    names = sorted(task.get_name() for task in asyncio.all_tasks())
     world.history.event(
         "workload",
         "all closed",
-        tasks=[name for name in names if name.startswith("resilient-io")],
+        tasks=client_tasks(),
         connections=[connection.number for connection in world.network.connections],
     )
 
@@ -94,6 +104,8 @@ async def _reopen(use: Use, *, after: float = 0.0, offset: int = 0) -> None:
 
     async def work() -> None:
         await client.redis.initialize()
+        if client.pooled and not client.open:
+            use.world.join(use.caller.client)
         client.open = True
         history.event("workload", "opened", client=use.caller.client)
 

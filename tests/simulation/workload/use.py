@@ -93,6 +93,14 @@ def list_of(use: Use) -> str:
     return f"l{use.argument('key', 0)}"
 
 
+def limit_reaching(operation: Operation, timeout: float) -> None:
+    """Note the limits of a blocking call: reaching the server is limited by the deadline."""
+    limit = operation.facts["limit"]
+    operation.facts["reach_deadline"] = limit
+    operation.facts["block"] = timeout or float("inf")
+    operation.facts["limit"] = None
+
+
 def sender(client: ResilientRedis, words: tuple[str, ...]) -> Callable[[], Awaitable[Any]]:
     """Return a function that sends one command."""
     return lambda: client.execute_command(*words)

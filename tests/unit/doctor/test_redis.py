@@ -53,7 +53,7 @@ async def test_server_without_hello_is_checked_by_its_reply():
 @pytest.mark.parametrize(
     ("fields", "status", "found", "advice"),
     [
-        ({b"mode": b"sentinel"}, Status.PROBLEM, "this is a Sentinel", "master_for"),
+        ({b"mode": b"sentinel"}, Status.PROBLEM, "this is a Sentinel", "from_sentinel"),
         ({b"mode": b"cluster"}, Status.NOTE, "one node of a cluster", "RedisCluster"),
         ({b"role": b"replica"}, Status.PROBLEM, "READONLY", "master"),
         ({b"role": b"slave"}, Status.PROBLEM, "READONLY", "master"),

@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from resilient_io import ConfigurationError
+from resilient_io import ConfigurationError, ResilientKafkaConsumer, ResilientKafkaProducer
 from resilient_io.doctor import examine, read_kafka_url
 from resilient_io.doctor.urls import name_of
 
@@ -119,3 +119,16 @@ def test_name_of_a_server_is_its_address_without_credentials(url, name):
 def test_wrong_arguments_are_refused_immediately(arguments):
     with pytest.raises(ConfigurationError):
         examine("redis://localhost", **arguments)
+
+
+def test_kafka_clients_are_created_from_a_url():
+    url = "kafka://me:p%40w@one:1,two:2?client_id=shop"
+    producer = ResilientKafkaProducer.from_url(url, name="orders", acks=1)
+    assert producer.name == "orders"
+    assert producer._target.bootstrap == [("one", 1), ("two", 2)]
+    assert producer._target.secrets() == ("p@w",)
+    consumer = ResilientKafkaConsumer.from_url(url, "orders", group_id="billing", client_id="other")
+    assert consumer.group_id == "billing"
+    assert consumer._target.client_options()["client_id"] == "other"
+    with pytest.raises(ConfigurationError, match="does not name a Kafka cluster: use kafka://"):
+        ResilientKafkaProducer.from_url("redis://one:1")

@@ -287,11 +287,11 @@ async def test_each_part_gets_the_time_that_is_not_reserved_for_later_ones(monit
     parts = [make.client("a", closes=99.0), make.client("b", closes=99.0), make.client("c")]
     async with lifecycle_of(monitor, *parts, grace_period=20.0, drain_delay=0.0) as lifecycle:
         pass
-    # 20 s minus one each for b, c and the monitor, minus an eighth for a forced close
-    assert parts[0].timeout == pytest.approx(17.0 * 7 / 8)
-    # The rest, minus a quarter for c and the monitor, minus an eighth
-    assert parts[1].timeout == pytest.approx((20.0 - 17.0 * 7 / 8) * 3 / 4 * 7 / 8)
-    assert parts[2].timeout > 1.0
+    # 20 s minus half a second each for b, c and the monitor, minus an eighth for a forced close
+    assert parts[0].timeout == pytest.approx(18.5 * 7 / 8)
+    # The rest, minus 15 % for c and the monitor, minus an eighth
+    assert parts[1].timeout == pytest.approx((20.0 - 18.5 * 7 / 8) * 0.85 * 7 / 8)
+    assert parts[2].timeout > 0.4
     assert lifecycle.report.seconds <= 20.0
     assert all(found.outcome == "done" for found in lifecycle.report.steps)
 

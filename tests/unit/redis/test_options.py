@@ -12,7 +12,17 @@ from resilient_io import ConfigurationError, Dependency, RetryPolicy
 from resilient_io.redis import ConnectionSettings, ResilientRedis
 from resilient_io.redis.options import PoolOptions, RedisOptions, UrlOptions
 
-OWN = {"policy", "health", "connections", "name", "rng", "reopen"}
+OWN = {
+    "policy",
+    "health",
+    "connections",
+    "name",
+    "rng",
+    "reopen",
+    "read_from",
+    "max_lag",
+    "durability",
+}
 
 
 def test_the_typed_options_are_those_of_redis_py():

@@ -52,6 +52,7 @@ class AssignedPartition:
         self.sought: int | None = None  # where the caller has moved the position
         self.topic_id: str | None = None  # None while it is unknown
         self.handled: Ranges = ()  # of the records that are read again, those handled before
+        self._reads_committed = internals.reads_committed(instance)
         # Kept here because aiokafka forgets the state when the partition is revoked.
         self._state = internals.state_of(instance, partition)
 
@@ -63,8 +64,23 @@ class AssignedPartition:
 
     @property
     def end_offset(self) -> int | None:
-        """The end offset that the latest fetch reported; None before the first one."""
-        return None if self._state is None else self._state.highwater
+        """The end offset that the latest fetch reported; None before the first one.
+
+        With `isolation_level="read_committed"`, only transactions that have ended count.
+        """
+        if self._state is None:
+            return None
+        end: int | None = self._state.lso if self._reads_committed else self._state.highwater
+        return end
+
+    @property
+    def open_transaction(self) -> int | None:
+        """The offset at which an open transaction begins that hides records; None without one."""
+        state = self._state
+        if state is None or not self._reads_committed or None in (state.lso, state.highwater):
+            return None
+        begin: int = state.lso
+        return begin if begin < state.highwater else None
 
     @property
     def last_answer(self) -> int | None:

@@ -8,13 +8,12 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from aiokafka import TopicPartition
-
 from resilient_io.binding import LoopBinding
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import ClientDependency, Dependency
 from resilient_io.retry import RetryPolicy
 from resilient_io.text import redact_credentials
+from resilient_io.urls import read_kafka_url
 from resilient_io.validation import check_count, check_name, check_number, check_seconds, check_type
 
 from ..connect import KafkaTarget
@@ -22,18 +21,22 @@ from ..errors import KafkaClosed
 from ..processing import plan_run, trace_handler
 from ..stats import ConsumerCounters, ConsumerStats
 from .fetcher import RecordDeserializer
+from .offsets import check_partitions, not_assigned
 from .options import (
     ConsumerSettings,
     check_on_gap,
     check_subscription,
     split_consumer_options,
 )
-from .runtime import ConsumerRuntime
+from .runtime import PAUSED_BY_CALLER, ConsumerRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Unpack
+
+    from aiokafka import TopicPartition
+    from aiokafka.structs import OffsetAndTimestamp
 
     from ..instrumentation import Tracing
     from ..processing import (
@@ -140,6 +143,22 @@ class ResilientKafkaConsumer:
         self._binding: LoopBinding | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_url(cls, url: str, *topics: str, **options: Any) -> Self:
+        """Return a consumer of the cluster of a URL: "kafka://kafka-1:9092,kafka-2:9092".
+
+        Args:
+            url: As for `ResilientKafkaProducer.from_url`.
+            *topics: Names of the topics to read.
+            **options: As for the constructor. They replace those of the URL.
+
+        Raises:
+            ConfigurationError: The URL or an option is wrong. The URL is not quoted, because it
+                may contain a password.
+            TypeError: An argument has the wrong type.
+        """
+        return cls(*topics, **(read_kafka_url(url) | options))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._subscription}, {self._target.name}>"
@@ -326,6 +345,170 @@ class ResilientKafkaConsumer:
         """Return the assigned partitions; empty before the first use."""
         return () if self._runtime is None else self._runtime.assignment.partitions
 
+    async def position(self, partition: tuple[str, int], timeout: float | None = None) -> int:
+        """Return the offset of the next record of an assigned partition.
+
+        That is the first one which was not delivered to a loop, or which `run` has not taken from
+        Kafka. While the position is not known yet (after an assignment), this waits for it.
+        Cancelling returns immediately.
+
+        Args:
+            partition: An assigned partition.
+            timeout: Longest wait in seconds; None for the policy's deadline.
+
+        Raises:
+            ConfigurationError: The partition is not assigned to this consumer.
+            KafkaDeadlineExceeded: The position was not known in time.
+            KafkaUnavailable: Kafka is down, and the policy does not wait for it.
+            KafkaClosed: The consumer was closed.
+        """
+        (checked,) = check_partitions([partition])
+        runtime = self._started()
+        self._check_assigned([checked])
+        return await runtime.position(checked, self._limit(timeout))
+
+    async def committed(
+        self, partition: tuple[str, int], timeout: float | None = None
+    ) -> int | None:
+        """Query the offset that the group has committed for a partition; None without one.
+
+        Cancelling returns immediately.
+
+        Args:
+            partition: Any partition, assigned or not.
+            timeout: Longest wait in seconds; None for the policy's deadline.
+
+        Raises:
+            ConfigurationError: The consumer has no group.
+            KafkaDeadlineExceeded, KafkaUnavailable, KafkaClosed: As for `position`.
+        """
+        (checked,) = check_partitions([partition])
+        if self.group_id is None:
+            raise ConfigurationError("committed() needs a group: pass group_id=")
+        return await self._started().offsets.committed(checked, self._limit(timeout))
+
+    async def beginning_offsets(
+        self, partitions: Iterable[tuple[str, int]], timeout: float | None = None
+    ) -> dict[TopicPartition, int]:
+        """Query the first offset that Kafka still has of each partition.
+
+        Cancelling returns immediately.
+
+        Args:
+            partitions: Any partitions, assigned or not.
+            timeout: Longest wait in seconds; None for the policy's deadline. An unknown topic is
+                waited for.
+
+        Raises:
+            KafkaDeadlineExceeded, KafkaUnavailable, KafkaClosed: As for `position`.
+        """
+        checked = check_partitions(partitions)
+        return await self._started().offsets.beginning(checked, self._limit(timeout))
+
+    async def end_offsets(
+        self, partitions: Iterable[tuple[str, int]], timeout: float | None = None
+    ) -> dict[TopicPartition, int]:
+        """Query the offset after the last record of each partition.
+
+        With `isolation_level="read_committed"`, that is the offset up to which transactions have
+        ended. Arguments, errors and cancellation are as for `beginning_offsets`.
+        """
+        checked = check_partitions(partitions)
+        return await self._started().offsets.end(checked, self._limit(timeout))
+
+    async def offsets_for_times(
+        self, timestamps: Mapping[tuple[str, int], int], timeout: float | None = None
+    ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+        """Query the first record of each partition whose timestamp is at least the given one.
+
+        Cancelling returns immediately.
+
+        Args:
+            timestamps: Milliseconds since 1970 for each partition, assigned or not.
+            timeout: Longest wait in seconds; None for the policy's deadline.
+
+        Returns:
+            Offset and timestamp of that record, or None where there is none.
+
+        Raises:
+            ConfigurationError: A timestamp is not an integer of at least 0.
+            KafkaDeadlineExceeded, KafkaUnavailable, KafkaClosed: As for `position`.
+        """
+        checked = check_partitions(timestamps)
+        times = [check_count("timestamp", each, least=0) for each in timestamps.values()]
+        asked = dict(zip(checked, times, strict=True))
+        return await self._started().offsets.for_times(asked, self._limit(timeout))
+
+    async def seek_to_beginning(self, *partitions: tuple[str, int]) -> None:
+        """Continue at the first offset that Kafka still has of assigned partitions.
+
+        Without arguments, of all of them. Otherwise as `seek`, and the offsets are queried within
+        the policy's deadline. Cancelling returns immediately, and may leave any of the positions
+        unchanged.
+
+        Raises:
+            ConfigurationError: A partition is not assigned to this consumer.
+            RuntimeError: `run` is active.
+            KafkaDeadlineExceeded, KafkaUnavailable, KafkaClosed: As for `position`.
+        """
+        await self._seek_to(partitions, self._started().offsets.beginning)
+
+    async def seek_to_end(self, *partitions: tuple[str, int]) -> None:
+        """Continue at the end of assigned partitions: the next record is a new one.
+
+        Arguments, errors and cancellation are as for `seek_to_beginning`.
+        """
+        await self._seek_to(partitions, self._started().offsets.end)
+
+    async def _seek_to(
+        self,
+        partitions: Iterable[tuple[str, int]],
+        query: Callable[
+            [Iterable[TopicPartition], float | None], Awaitable[dict[TopicPartition, int]]
+        ],
+    ) -> None:
+        checked = check_partitions(partitions) or list(self.assignment())
+        self._check_assigned(checked)
+        offsets = await query(checked, self._policy.deadline)
+        for partition in checked:
+            self.seek(partition, offsets[partition])
+
+    def pause(self, *partitions: tuple[str, int]) -> None:
+        """Deliver no records of assigned partitions until `resume` is called.
+
+        The consumer stays in its group. Records that `run` has already taken from Kafka are still
+        handled. A partition that is revoked and assigned again is still paused.
+
+        Raises:
+            ConfigurationError: A partition is not assigned to this consumer.
+            KafkaClosed: The consumer was closed.
+        """
+        checked = check_partitions(partitions)
+        runtime = self._started()
+        self._check_assigned(checked)
+        runtime.pause(checked)
+
+    def resume(self, *partitions: tuple[str, int]) -> None:
+        """Deliver records of partitions again; those that are not paused are ignored.
+
+        Raises:
+            KafkaClosed: The consumer was closed.
+        """
+        self._started().resume(check_partitions(partitions))
+
+    def paused(self) -> tuple[TopicPartition, ...]:
+        """Return the assigned partitions that were paused with `pause`."""
+        return () if self._runtime is None else self._runtime.fetcher.paused_for(PAUSED_BY_CALLER)
+
+    def _check_assigned(self, partitions: Iterable[TopicPartition]) -> None:
+        assigned = self.assignment()
+        for partition in partitions:
+            if partition not in assigned:
+                raise not_assigned(partition)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
+
     def seek(self, partition: tuple[str, int], offset: int) -> None:
         """Continue reading a partition at another offset.
 
@@ -345,14 +528,10 @@ class ResilientKafkaConsumer:
         runtime = self._runtime
         if runtime is not None and runtime.use.processor is not None:
             raise RuntimeError("seek() while run() is active: stop it first with aclose()")
-        assigned = None
-        if runtime is not None:
-            assigned = runtime.assignment.get(TopicPartition(*partition))
+        (checked,) = check_partitions([partition])
+        assigned = None if runtime is None else runtime.assignment.get(checked)
         if runtime is None or assigned is None:
-            raise ConfigurationError(
-                f"{partition} is not assigned to this consumer: seek only partitions returned by "
-                f"assignment()"
-            )
+            raise not_assigned(checked)
         runtime.seek(assigned, offset)
 
     async def commit(self, timeout: float | None = None) -> None:
@@ -387,8 +566,7 @@ class ResilientKafkaConsumer:
             KafkaDeadlineExceeded: There was no answer in time.
             KafkaClosed: The consumer was closed.
         """
-        limit = self._policy.deadline if timeout is None else check_seconds("timeout", timeout)
-        return await self._started().lag(limit)
+        return await self._started().lag(self._limit(timeout))
 
     def known_lag(self) -> dict[TopicPartition, int]:
         """Return the lag by the end offset of each partition's last fetch, without a request.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
+    from .membership import SessionWatch
     from .positions import Positions
 
     Deserializer = Callable[[bytes], Any]
@@ -66,6 +67,7 @@ class Fetcher:
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
+        session: SessionWatch,
         counters: ConsumerCounters,
     ) -> None:
         self.dependency = health.name
@@ -79,6 +81,7 @@ class Fetcher:
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
+        self.session = session
         self._counters = counters
         self._instance: ConsumerDriver | None = None
         self._discovered: frozenset[TopicPartition] | None = None
@@ -141,6 +144,19 @@ class Fetcher:
         """Return whether a partition is paused."""
         return partition in self._pause_reasons
 
+    def paused_for(self, reason: str) -> tuple[TopicPartition, ...]:
+        """Return the assigned partitions that are paused for a reason."""
+        reasons = self._pause_reasons
+        return tuple(
+            each for each in self._assignment.partitions if reason in reasons.get(each, ())
+        )
+
+    def position(self, assigned: AssignedPartition) -> int | None:
+        """Return the offset of the next record that is delivered; None while it is unknown."""
+        if assigned.resetting:
+            return None
+        return assigned.buffered[0].offset if assigned.buffered else assigned.position
+
     def assignment(self) -> tuple[TopicPartition, ...]:
         """Return the assigned partitions, in a fixed order."""
         return self._assignment.partitions
@@ -149,6 +165,10 @@ class Fetcher:
         """Return the progress of a partition, or None if it is not assigned."""
         assigned = self._assignment.get(partition)
         return None if assigned is None else assigned.progress
+
+    def check_membership(self) -> None:
+        """Deliver nothing more if the partitions may belong to another member by now."""
+        self.session.check()
 
     def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
         """Take back undelivered records to deliver them first; return whether they were kept."""
@@ -195,6 +215,7 @@ class Fetcher:
     async def _take(self, most: int) -> list[tuple[AssignedPartition, list[Record]]]:
         """Return the records that are available now, without waiting."""
         instance = self._instance
+        self.session.check()
         if instance is not None and not self._has_group:
             self._discover_partitions(instance)
         found = self._take_buffered(most)

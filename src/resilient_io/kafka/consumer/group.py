@@ -16,7 +16,7 @@ from . import internals
 from .assignment import AssignedPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection, Iterable
 
     from aiokafka import TopicPartition
     from aiokafka.structs import OffsetAndMetadata
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .assignment import Assignment
     from .fetcher import Fetcher
     from .iteration import ExclusiveUse
+    from .membership import SessionWatch
     from .options import ConsumerSettings
     from .positions import Positions
 
@@ -104,49 +105,6 @@ class Committer:
                 detail if detail.startswith(name) else f"{name}: {detail}",
                 extra={"event": "commit_refused", "dependency": self._dependency, "error": name},
             )
-
-
-class SessionWatch:
-    """Detects that the group may have expelled this member, until the group confirms it again.
-
-    Without an answer from the coordinator for a whole session, the group may have assigned the
-    partitions to other members: records handled then cannot be committed and are handled twice.
-    There is no doubt before the first confirmation, and so never without a group. `changed` is
-    called when the doubt begins or ends.
-    """
-
-    def __init__(self, session: float, changed: Callable[[], None]) -> None:
-        self._session = session
-        self._changed = changed
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
-        self.doubtful = False
-
-    def confirm(self, requested_at: float) -> None:
-        """Note that the group has confirmed the membership, requested at this loop time."""
-        loop = asyncio.get_running_loop()
-        if self._closed or loop.time() >= requested_at + self._session:
-            return  # the answer is so old that the session may have expired since
-        self._cancel_timer()
-        self._timer = loop.call_at(requested_at + self._session, self._doubt)
-        if self.doubtful:
-            self.doubtful = False
-            self._changed()
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._closed = True
-        self._cancel_timer()
-
-    def _doubt(self) -> None:
-        self._timer = None
-        self.doubtful = True
-        self._changed()
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .fetcher import Fetcher
     from .group import Committer
     from .iteration import ExclusiveUse
+    from .membership import GroupDetector
     from .options import ConsumerSettings
     from .positions import Positions
 
@@ -97,7 +98,10 @@ class DeadConnectionDetector:
 
 
 class StalledPartitionDetector:
-    """Makes health DEGRADED while a partition with records to read makes no progress."""
+    """Makes health DEGRADED while a partition with records to read makes no progress.
+
+    The cause is an open transaction if the records after it are hidden from this consumer.
+    """
 
     # A paused partition is not stalled, nor is any while Kafka is down: then the time starts again.
 
@@ -123,7 +127,14 @@ class StalledPartitionDetector:
             partition, at, end = each.partition, each.resume_offset, each.end_offset
             before = self._positions.get(partition)
             waiting = end is not None and (at is None or at < end)
-            if before is None or before[0] != at or not waiting or down or paused(partition):
+            hidden = not waiting and each.open_transaction is not None
+            if (
+                before is None
+                or before[0] != at
+                or not (waiting or hidden)
+                or down
+                or paused(partition)
+            ):
                 positions[partition] = (at, now)
                 continue
             positions[partition] = before
@@ -131,15 +142,22 @@ class StalledPartitionDetector:
                 stalled.append(partition)
                 # Reported once. DOWN clears the lost parts, and then `before` starts again.
                 if partition not in self._stalled:
-                    self._reporter.part_lost(
-                        self._part(partition),
-                        Cause.STALLED,
-                        f"stalled at offset {at} for {now - before[1]:.0f} s (end offset {end})",
-                    )
+                    self._report(each, now - before[1], hidden=hidden)
         for partition in self._stalled:
             if partition not in stalled:
                 self._reporter.part_back(self._part(partition))
         self._positions, self._stalled = positions, stalled
+
+    def _report(self, each: AssignedPartition, seconds: float, *, hidden: bool) -> None:
+        cause, at = Cause.STALLED, each.resume_offset
+        detail = f"stalled at offset {at} for {seconds:.0f} s (end offset {each.end_offset})"
+        if hidden:
+            cause = Cause.OPEN_TRANSACTION
+            detail = (
+                f"an open transaction at offset {each.open_transaction} has hidden records for "
+                f"{seconds:.0f} s: its producer has not ended it"
+            )
+        self._reporter.part_lost(self._part(each.partition), cause, detail)
 
     def close(self) -> None:
         """Withdraw all reports."""
@@ -179,6 +197,7 @@ class Housekeeping:
     use: ExclusiveUse
     settings: ConsumerSettings
     stalled_partitions: StalledPartitionDetector | None
+    group: GroupDetector | None
     dead_connections: DeadConnectionDetector
     all_answered: Callable[[], None]
 
@@ -219,8 +238,9 @@ class Housekeeping:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-        if self.stalled_partitions is not None:
-            self.stalled_partitions.close()
+        for detector in (self.stalled_partitions, self.group):
+            if detector is not None:
+                detector.close()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -256,6 +276,8 @@ class Housekeeping:
 
     def _check(self, now: float) -> None:
         instance = self.supervisor.driver
+        if self.group is not None:
+            self.group.check(instance, now)
         if self.stalled_partitions is not None:
             self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:

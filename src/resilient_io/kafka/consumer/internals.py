@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiokafka import TopicPartition
-from aiokafka.consumer.fetcher import OffsetResetStrategy
+from aiokafka.consumer.fetcher import READ_COMMITTED, OffsetResetStrategy
 from aiokafka.errors import CommitFailedError, UnknownMemberIdError
 from aiokafka.protocol.api import Request, RequestStruct
 from aiokafka.protocol.commit import OffsetCommitRequest
@@ -92,6 +92,12 @@ def state_of(instance: ConsumerDriver, partition: TopicPartition) -> Any:
     if subscription is None or subscription.assignment is None:
         return None
     return subscription.assignment.state_value(partition)
+
+
+def reads_committed(instance: ConsumerDriver) -> bool:
+    """Return whether records of open transactions are not read (`Fetcher._isolation_level`)."""
+    fetcher: Any = getattr(instance, "_fetcher", None)
+    return fetcher is not None and fetcher._isolation_level == READ_COMMITTED
 
 
 def received_bytes(connection: Connection) -> int:

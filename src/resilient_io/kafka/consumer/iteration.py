@@ -128,6 +128,8 @@ class RecordStream(Generic[T]):
 
     def __init__(self, fetcher: Fetcher, use: ExclusiveUse, released: Callable[[], None]) -> None:
         self._fetcher = fetcher
+        self.session = fetcher.session
+        self.time = asyncio.get_running_loop().time
         self._use = use
         self._released = released
         self._next_requested: asyncio.Future[None] | None = None
@@ -191,6 +193,7 @@ class RecordStream(Generic[T]):
         try:
             await self._begin()
             self._finish()
+            self.session.check()
             if self._next_requested is not None:
                 wake([self._next_requested])
                 self._next_requested = None
@@ -318,11 +321,12 @@ class RecordIterator(StreamIterator["Record"]):
     _stream: SingleRecordStream
 
     async def __anext__(self) -> Record:
-        # The hot path: no call per record while a chunk lasts.
+        # The hot path: one call per record while a chunk lasts.
         stream = self._stream
-        for record in stream.records:
-            stream.in_hand = record
-            return record
+        if stream.time() < stream.session.valid_until:
+            for record in stream.records:
+                stream.in_hand = record
+                return record
         return await stream.next()
 
 
@@ -406,6 +410,7 @@ class BatchStream(RecordStream["list[Record]"]):
     async def _find(self) -> list[Record] | None:
         while not self._fetcher.closed:
             await self._gather()
+            self.session.check()  # which puts back what was gathered
             if self._gathered and not self._fetcher.closed:
                 self._batch, self._gathered = self._gathered, []
                 return [record for _, records in self._batch for record in records]

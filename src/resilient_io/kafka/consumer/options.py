@@ -42,7 +42,9 @@ class ConsumerSettings:
             cancelled handlers.
         close_timeout: Default timeout of `aclose()`, in seconds.
         stalled_after: Seconds after which a partition that has records to read, but whose
-            position does not move, makes health DEGRADED (`Cause.STALLED`); None disables this.
+            position does not move, makes health DEGRADED (`Cause.STALLED`, or
+            `Cause.OPEN_TRANSACTION`), as does a rebalance that takes this long
+            (`Cause.REBALANCING`); None disables this.
         gap_degraded_for: Seconds for which health is DEGRADED (`Cause.RECORDS_LOST`) after records
             were lost that Kafka no longer has.
         fetch_records: Largest number of records that iteration takes from aiokafka at once. The

@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 
-from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.health import State
 
-from ..errors import KafkaDeadlineExceeded, KafkaUnavailable, classify_error, without_secrets
 from ..link import LinkWatch
 from ..probe import GROUP, KafkaProbe
 from ..processing import Processor, answering_since
@@ -22,15 +19,21 @@ from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
 from .fetcher import Fetcher
-from .group import Committer, RebalanceListener, Rebalancer, SessionWatch
-from .housekeeping import DeadConnectionDetector, Housekeeping, StalledPartitionDetector
+from .group import Committer, RebalanceListener, Rebalancer
+from .housekeeping import (
+    DeadConnectionDetector,
+    Housekeeping,
+    StalledPartitionDetector,
+)
 from .iteration import BatchIterator, BatchStream, ExclusiveUse, RecordIterator, SingleRecordStream
+from .membership import GroupDetector, SessionWatch
+from .offsets import OffsetQueries
 from .options import GroupTimes
 from .positions import Positions
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -52,8 +55,14 @@ _DEFAULTS = {"consumer_timeout_ms": 1000}
 something to fetch. Every event that may change that wakes it anyway
 (`Fetcher._fetch_requests_routine`)."""
 
+_RESERVED = 1.0
+"""Seconds of a close for cancelled handlers, the last commit, and leaving the group."""
+
 _OWN = {"auto_offset_reset": "none"}
 """`Positions` decides what aiokafka would decide with this option."""
+
+PAUSED_BY_CALLER = "pause()"
+"""Why a partition is paused that the caller has paused."""
 
 _METADATA_AGE = {"metadata_max_age_ms": 10_000}
 """How soon new partitions and topics are found. aiokafka's default is 5 minutes."""
@@ -109,6 +118,7 @@ class ConsumerRuntime:
             context=self.supervisor.context,
             counters=self.counters,
         )
+        self._session = SessionWatch(self._times.session, self._session_changed)
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
@@ -118,10 +128,13 @@ class ConsumerRuntime:
             drop=self.use.drop,
             deserializer=self.deserializer,
             has_group=group is not None,
+            session=self._session,
             counters=self.counters,
         )
+        self.offsets = OffsetQueries(
+            self.health.name, target=self.target, supervisor=self.supervisor
+        )
         self._committer = Committer(self.target, self.health.name, self.counters)
-        self._session = SessionWatch(self._times.session, self._session_changed)
         self._rebalancer = Rebalancer(
             health=self.health,
             assignment=self.assignment,
@@ -138,6 +151,9 @@ class ConsumerRuntime:
             stalled_partitions = StalledPartitionDetector(
                 self.health, self.settings.stalled_after, group
             )
+        self._group = None
+        if group is not None:
+            self._group = GroupDetector(self.health, self.settings.stalled_after, group)
         self._housekeeping = Housekeeping(
             health=self.health,
             supervisor=self.supervisor,
@@ -148,6 +164,7 @@ class ConsumerRuntime:
             use=self.use,
             settings=self.settings,
             stalled_partitions=stalled_partitions,
+            group=self._group,
             dead_connections=DeadConnectionDetector(
                 self.policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
@@ -220,33 +237,28 @@ class ConsumerRuntime:
 
     async def lag(self, timeout: float | None) -> dict[TopicPartition, int]:
         """Return the lag of each assigned partition; see `ResilientKafkaConsumer.lag`."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        until = None if timeout is None else began + timeout
-        instance = await self.supervisor.ready(until, "lag")
-        kind: type[KafkaDeadlineExceeded | KafkaUnavailable]
-        failure: Exception
-        try:
-            async with asyncio.timeout_at(earlier(until, current_deadline())):
-                with self.supervisor.driver_log.filtering():
-                    ends = await instance.end_offsets(list(self.assignment.partitions))
-        except TimeoutError as error:
-            kind, reason, failure = KafkaDeadlineExceeded, "no end offsets came in time", error
-        except KafkaError as error:
-            kind, reason = KafkaUnavailable, "the end offsets could not be queried"
-            failure = without_secrets(error, self.target.secrets())
-        else:
-            return self.assignment.lag(ends)
-        # Raised here, so that the driver's error, which may contain a secret, is not its context.
-        if classify_error(failure).kind == "permanent":
-            raise failure
-        raise kind(
-            reason,
-            dependency=self.health.name,
-            operation="lag",
-            attempts=1,
-            elapsed=loop.time() - began,
-        ) from failure
+        return self.assignment.lag(
+            await self.offsets.end(self.assignment.partitions, timeout, operation="lag")
+        )
+
+    async def position(self, partition: TopicPartition, timeout: float | None) -> int:
+        """Return a position; see `ResilientKafkaConsumer.position`."""
+        self._put_back()
+        return await self.offsets.position(partition, self.fetcher, self.assignment.get, timeout)
+
+    def pause(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver nothing of these partitions; see `ResilientKafkaConsumer.pause`."""
+        self.fetcher.pause(partitions, PAUSED_BY_CALLER)
+        self._put_back()
+
+    def resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Deliver records of these partitions again."""
+        self.fetcher.resume(partitions, PAUSED_BY_CALLER)
+
+    def _put_back(self) -> None:
+        """Put what a loop has taken and not delivered back into the partitions' buffers."""
+        if self.use.stream is not None:
+            self.use.stream.hold()
 
     # --- reports
 
@@ -281,15 +293,15 @@ class ConsumerRuntime:
         self._closing = True
         self.use.close()
         self._session.close()
+        # What is in hand gets all time except this: nothing else is subtracted from it.
+        left = max(0.0, until - loop.time())
+        reserved = min(left / 2, _RESERVED)
         if self.use.processor is not None:
-            left = max(0.0, until - loop.time())
-            # The handlers get all time except what the last commit, which follows, may need.
-            reserve = min(left / 2, self.settings.commit_timeout)
-            await self.use.processor.aclose(left - reserve, caller)
+            await self.use.processor.aclose(left, reserved, caller)
         self.fetcher.close()
         await self._housekeeping.aclose()
         if self.use.stream is not None:
-            drain = min(self.settings.drain_timeout, (until - loop.time()) / 2)
+            drain = min(self.settings.drain_timeout, until - reserved - loop.time())
             await self.use.stream.drain(self.assignment.partitions, drain, caller)
         down = self.health.state is State.DOWN
         if not down:
@@ -325,7 +337,9 @@ class ConsumerRuntime:
     def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)
 
-    def _detached(self, instance: ConsumerDriver, _error: BaseException | None) -> None:
+    def _detached(self, instance: ConsumerDriver, error: BaseException | None) -> None:
+        if error is not None and self._group is not None:
+            self._group.instance_failed(error)
         self.fetcher.use_instance(None)
         if not self.fetcher.closed:
             self._rebalancer.lose(instance)

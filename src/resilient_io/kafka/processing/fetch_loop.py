@@ -37,6 +37,9 @@ class RecordSource(Protocol):
     def progress(self, partition: TopicPartition) -> PartitionProgress | None:
         """Return the progress of a partition, or None if it is not assigned."""
 
+    def check_membership(self) -> None:
+        """Hold `run` if the partitions may belong to another member of the group by now."""
+
 
 _CHUNK = 400  # most records of one fetch: all of them are new to the garbage collector together
 _POLL_INTERVAL = 1.0  # longest wait of one fetch, in seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,6 +62,8 @@ class Processor:
         self._winding_down: asyncio.Task[None] | None = None
         self._closed_by: asyncio.Task[Any] | None = None
         self._held = False
+        self._cancel_grace = CANCEL_GRACE
+        self._until = math.inf  # loop time at which a close must be over
         self._counters = RunCounters()
         self._dead_letters = None
         if plan.dead_letter is not None:
@@ -97,6 +100,7 @@ class Processor:
             concurrency=plan.concurrency,
             stop=self._stop,
             shutting_down=self._loop_is_shutting_down,
+            check_membership=self.source.check_membership,
         )
         self._fetch_loop = FetchLoop(self.source, self._scheduler, self._gate, self._workers.wake)
         self._watchdog = Watchdog(
@@ -126,11 +130,20 @@ class Processor:
             raise self._error
 
     async def aclose(
-        self, timeout: float | None = None, caller: asyncio.Task[Any] | None = None
+        self,
+        timeout: float | None = None,
+        reserved: float = CANCEL_GRACE,
+        caller: asyncio.Task[Any] | None = None,
     ) -> None:
-        """Stop fetching, drain and commit, in the background if cancelled; then `run()` returns."""
+        """Stop fetching, drain and commit, in the background if cancelled; then `run()` returns.
+
+        Handlers get `timeout` without the `reserved` seconds, of which those that are then
+        cancelled get half.
+        """
         if timeout is not None:
-            self.drain_timeout = min(self.drain_timeout, max(0.0, timeout - CANCEL_GRACE))
+            self.drain_timeout = min(self.drain_timeout, max(0.0, timeout - reserved))
+            self._cancel_grace = min(CANCEL_GRACE, reserved / 2)
+            self._until = self._loop.time() + timeout
         self._closed_by = caller
         self._end()
         winding_down = self._begin_winding_down()
@@ -259,9 +272,10 @@ class Processor:
             self._watchdog.stop()
             self._scheduler.withdraw(list(self._scheduler.partitions.values()))
             self._counters.cancelled += await self._workers.empty_hands(
-                None, self.drain_timeout, self._closed_by
+                None, self.drain_timeout, self._closed_by, grace=self._cancel_grace
             )
-            await self.commit(self.commit_timeout)
+            left = max(0.0, self._until - self._loop.time())
+            await self.commit(min(self.commit_timeout, left))
             close_timeout = CLOSE_TIMEOUT
         finally:
             ending = self._let_go()  # also if this task is cancelled: nothing may continue

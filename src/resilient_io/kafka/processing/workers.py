@@ -64,6 +64,7 @@ class WorkerPool:
     concurrency: int
     stop: Callable[[BaseException], None]
     shutting_down: Callable[[], bool]
+    check_membership: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.allowed = self.concurrency
@@ -96,8 +97,10 @@ class WorkerPool:
             self.wake()
 
     async def pause(self, worker: Worker) -> None:
-        """Yield to the event loop, or park the worker if too many are working."""
-        # Both are checked with one comparison per record: `now > stretch_ends`.
+        """Yield to the event loop; park the worker if too many work or the group expelled us."""
+        # All three are checked with one comparison per record: `now > stretch_ends`. A process that
+        # was stopped for a whole session is past every stretch, before any timer was called.
+        self.check_membership()
         if self.working > self.allowed:
             await self.park(worker)
             return
@@ -155,11 +158,14 @@ class WorkerPool:
         partitions: Sequence[TopicPartition] | None,
         timeout: float,
         caller: asyncio.Task[Any] | None = None,
+        *,
+        grace: float = CANCEL_GRACE,
     ) -> int:
         """Wait until no worker has a record of these partitions (None: of any).
 
-        Return how many handlers were cancelled because they took longer than `timeout`. `caller` is
-        the task that waits for this: if it is a worker, it is not waited for.
+        Return how many handlers were cancelled because they took longer than `timeout`; they get
+        `grace` seconds for their cleanup. `caller` is the task that waits for this: if it is a
+        worker, it is not waited for.
         """
         holding = [worker for worker in self._holding(partitions) if worker.task is not caller]
         if holding and timeout > 0.0:
@@ -169,7 +175,7 @@ class WorkerPool:
             worker.evicted = True
             worker.task.cancel()
         if late:
-            await asyncio.wait([self._freed(worker) for worker in late], timeout=CANCEL_GRACE)
+            await asyncio.wait([self._freed(worker) for worker in late], timeout=grace)
         for worker in late:
             if worker.items and worker.evicted:
                 record = worker.items[0][1]
@@ -251,8 +257,8 @@ class HandlerLoop:
 
     With `batch_size`, the handler is called with all ready records, up to that number. Records of
     one key are in order within a batch, and no other batch contains records of that key at the same
-    time. A batch that fails is not given up as a whole: each of its records is retried alone, so
-    that only the record that causes the failure is given up.
+    time. A batch that fails is not given up as a whole: each record that the handler has
+    not marked as done is retried alone, so that only the one that causes the failure is given up.
     """
 
     handler: Callable[..., Awaitable[object]]
@@ -316,15 +322,23 @@ class HandlerLoop:
     def failed(self, worker: Worker, error: Exception) -> None:
         """Handle the failure of the records in a worker's hands: each is retried alone."""
         items = worker.items
-        if len(items) == 1:
+        if self.batch_size is None:
             self.failures.handler_failed(items[0], error, worker.since)
             return
         for group in self._by_key(items):
-            self.failures.batch_failed(group, error, worker.since)
+            left = self._settle_marked(group)
+            if len(items) == 1 and left:
+                self.failures.handler_failed(left[0], error, worker.since)
+            elif left:
+                self.failures.batch_failed(left, error, worker.since)
 
     def abandon(self, worker: Worker) -> None:
         """Take the records out of a worker's hands; those still assigned are ready again."""
-        for head, *followers in reversed(self._by_key(worker.items)):
+        for group in reversed(self._by_key(worker.items)):
+            left = group if self.batch_size is None else self._settle_marked(group)
+            if not left:
+                continue
+            head, *followers = left
             if head[0].revoked:
                 for _, record, _ in (head, *followers):
                     self.scheduler.forget(record)
@@ -358,6 +372,21 @@ class HandlerLoop:
                 state.progress.done(record.offset)
                 self.scheduler.forget(record)
             self.scheduler.finish(head[0], head[1])
+
+    def _settle_marked(self, group: list[Item]) -> list[Item]:
+        """Return the records of a key queue that the batch handler has not marked as done."""
+        left = [item for item in group if not item[1].handled]
+        self.counters.handled += len(group) - len(left)
+        head, *followers = group
+        if not left:
+            for _, record, _ in followers:
+                self.scheduler.forget(record)
+            self.scheduler.finish(head[0], head[1])
+        elif len(left) < len(group):
+            for _, record, _ in group:
+                if record.handled:
+                    self.scheduler.forget(record)
+        return left
 
     def _by_key(self, items: Sequence[Item]) -> list[list[Item]]:
         """Return the records of a batch grouped by key queue, each group in order."""

@@ -13,6 +13,7 @@ from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ResilientIOError
 from resilient_io.health import ClientDependency, Dependency
 from resilient_io.retry import RetryPolicy
+from resilient_io.urls import read_kafka_url
 from resilient_io.validation import check_name, check_number, check_seconds, check_type
 
 from ..connect import KafkaTarget
@@ -131,6 +132,25 @@ class ResilientKafkaProducer:
         self._core: ProducerCore | None = None
         self._tracing: Tracing | None = None
         self._closed = False
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Return a producer for the cluster of a URL: "kafka://kafka-1:9092,kafka-2:9092".
+
+        Args:
+            url: `kafka://[user:password@]host[:port][,host[:port]…]`, or `kafkas://…` for TLS. With
+                a user, the mechanism is PLAIN unless `?sasl_mechanism=` is given. Further options:
+                `client_id`, `ssl_cafile`, `ssl_certfile`, `ssl_keyfile` (paths of PEM files),
+                `ssl_check_hostname=no`, `ssl_verify=no`. Special characters in user and password
+                are URL-encoded.
+            **options: As for the constructor. They replace those of the URL.
+
+        Raises:
+            ConfigurationError: The URL or an option is wrong. The URL is not quoted, because it
+                may contain a password.
+            TypeError: An argument has the wrong type.
+        """
+        return cls(**(read_kafka_url(url) | options))
 
     # --- sending
 

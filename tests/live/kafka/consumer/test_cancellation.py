@@ -69,6 +69,17 @@ async def handle_all(consumer):
     await consumer.run(handle, order="partition", handler_policy=HandlerPolicy(attempts=1))
 
 
+async def query_offsets(consumer):
+    async with consumer:
+        (partition,) = consumer.assignment() or [None]
+        if partition is not None:
+            await consumer.position(partition)
+            await consumer.committed(partition)
+            ends = await consumer.end_offsets([partition])
+            await consumer.offsets_for_times(dict.fromkeys(ends, 0))
+            await consumer.seek_to_beginning(partition)
+
+
 async def open_and_close(consumer):
     async with consumer:
         await asyncio.sleep(0)
@@ -80,6 +91,7 @@ WORK = {
     "run": handle_all,
     "commit": lambda consumer: consumer.commit(),
     "lag": lambda consumer: consumer.lag(),
+    "offsets": query_offsets,
     "aclose": lambda consumer: consumer.aclose(),
     "async with": open_and_close,
 }

@@ -1,6 +1,7 @@
 """A member that the group has expelled while the network was down."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -86,3 +87,38 @@ async def test_no_record_is_delivered_to_an_expelled_member(
         iterating = asyncio.create_task(iterate())
         await account.survive(kafka_proxy, iterating)
     await iterating
+
+
+async def stop_the_process(account, task):
+    """Block the event loop for longer than the session, and check what is taken in hand after it.
+
+    That is what a stopped process (SIGSTOP, a frozen container) sees when it continues.
+    """
+    loop = asyncio.get_running_loop()
+    await account.until(lambda: len(account.begun) >= 100, task)
+    account.hurry = True
+    time.sleep(SESSION + 3.0)
+    resumed = loop.time()
+    await account.until(lambda: account.consumer.stats().rebalances == 2, task)
+    await account.until(lambda: len({number for _, number, _ in account.begun}) == RECORDS, task)
+    late = [number for at, number, assignment in account.begun if assignment == 1 and at >= resumed]
+    assert not late, f"{len(late)} records were taken in hand that belong to other members"
+
+
+@pytest.mark.parametrize("way", ["run", "iteration"])
+async def test_nothing_is_delivered_after_the_process_was_stopped_for_a_session(
+    shared_kafka, name, produce, consumer_of, way
+):
+    await shared_kafka.create_topic(name)
+    await produce(shared_kafka, name, range(RECORDS), keys=50, partitions=1)
+    async with consumer_of(shared_kafka, name, **OPTIONS) as consumer:
+        account = Account(consumer)
+
+        async def iterate():
+            async for record in consumer:
+                await account.take(record)
+
+        work = consumer.run(account.take, concurrency=8) if way == "run" else iterate()
+        task = asyncio.create_task(work)
+        await stop_the_process(account, task)
+    await task

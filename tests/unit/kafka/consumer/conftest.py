@@ -13,7 +13,7 @@ from resilient_io.health import Dependency
 from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer.assignment import Assignment
 from resilient_io.kafka.consumer.fetcher import Fetcher, RecordDeserializer
-from resilient_io.kafka.consumer.group import Committer, Rebalancer, SessionWatch
+from resilient_io.kafka.consumer.group import Committer, Rebalancer
 from resilient_io.kafka.consumer.iteration import (
     BatchIterator,
     BatchStream,
@@ -21,6 +21,7 @@ from resilient_io.kafka.consumer.iteration import (
     RecordIterator,
     SingleRecordStream,
 )
+from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings
 from resilient_io.kafka.consumer.positions import Positions
 from resilient_io.kafka.processing import Processor
@@ -51,6 +52,7 @@ class FakeDriver:
         self.generation = next(world.generations)
         self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
+        self._isolation_level = 0
         self.subscription = SimpleNamespace(assignment=None)
 
     # --- for the tests
@@ -188,6 +190,7 @@ class World:
             context=contextvars.Context,
             counters=self.counters,
         )
+        self.session = SessionWatch(1_000_000.0, lambda: None)
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
@@ -197,10 +200,10 @@ class World:
             drop=self.use.drop,
             deserializer=RecordDeserializer(None, deserializer, self.counters),
             has_group=has_group,
+            session=self.session,
             counters=self.counters,
         )
         self.committer = Committer(self.target, "kafka", self.counters)
-        self.session = SessionWatch(1_000_000.0, lambda: None)
         self.rebalancer = Rebalancer(
             health=self.health,
             assignment=self.assignment,

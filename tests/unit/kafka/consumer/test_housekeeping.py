@@ -38,6 +38,7 @@ class Scene:
             use=SimpleNamespace(stream=None),
             settings=ConsumerSettings(commit_interval=interval),
             stalled_partitions=None,
+            group=None,
             dead_connections=SimpleNamespace(check=lambda instance, now: None, reset=lambda: None),
             all_answered=lambda: self.answered.append(loop.time()),
         )

@@ -12,7 +12,7 @@ from resilient_io.health import FlightRecorder
 from resilient_io.kafka.connect import KafkaTarget
 from resilient_io.kafka.consumer import internals
 from resilient_io.kafka.consumer.fetcher import RecordDeserializer
-from resilient_io.kafka.consumer.group import SessionWatch
+from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings, check_subscription
 from resilient_io.kafka.consumer.runtime import ConsumerRuntime
 from resilient_io.kafka.processing import Processor
@@ -61,6 +61,20 @@ async def test_doubt_begins_one_session_after_the_last_answered_request():
     assert watched.changes == [(10.0, True)]
     watched.session.confirm(watched.loop.time())
     assert watched.changes == [(10.0, True), (54.0, False)]
+    watched.session.close()
+
+
+async def test_check_begins_the_doubt_if_the_loop_was_blocked_beyond_the_timer(monkeypatch):
+    watched = Watched()
+    watched.session.confirm(watched.loop.time())
+    watched.session.check()
+    assert watched.changes == []
+    time = watched.loop.time
+    monkeypatch.setattr(watched.loop, "time", lambda: time() + 50.0)  # no timer was called since
+    watched.session.check()
+    assert watched.changes == [(50.0, True)]
+    watched.session.check()
+    assert len(watched.changes) == 1
     watched.session.close()
 
 
@@ -178,7 +192,8 @@ async def test_doubt_holds_the_fetcher_and_the_current_user(options, session, ki
             send=without_topic_ids,
         ),
         _fetcher=SimpleNamespace(
-            request_offset_reset=lambda *_: asyncio.get_running_loop().create_future()
+            _isolation_level=0,
+            request_offset_reset=lambda *_: asyncio.get_running_loop().create_future(),
         ),
         subscription=lambda: {"t"},
         _coordinator=coordinator,

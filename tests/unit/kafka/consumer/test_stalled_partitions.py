@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from resilient_io import Cause, Dependency, State
 from resilient_io.kafka.consumer.housekeeping import StalledPartitionDetector
+from resilient_io.kafka.consumer.membership import GroupDetector
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -17,8 +19,8 @@ class Scene:
         self.health = health
         self.detector = StalledPartitionDetector(health, 60.0, "billing")
         self.assigned = [
-            SimpleNamespace(partition=A, resume_offset=5, end_offset=10),
-            SimpleNamespace(partition=B, resume_offset=5, end_offset=5),
+            SimpleNamespace(partition=A, resume_offset=5, end_offset=10, open_transaction=None),
+            SimpleNamespace(partition=B, resume_offset=5, end_offset=5, open_transaction=None),
         ]
         self.paused = []
 
@@ -65,6 +67,54 @@ async def test_a_partition_without_records_to_read_is_not_stalled(scene):
     scene.assigned[0].resume_offset = 10
     await scene.pass_time(200)
     assert scene.health.state is State.UP
+
+
+async def test_an_open_transaction_that_hides_records_is_named(scene):
+    scene.assigned[1].open_transaction = 5
+    scene.assigned[0].resume_offset = 10
+    await scene.pass_time(59)
+    assert scene.health.state is State.UP
+    await scene.pass_time(5)
+    assert scene.health.cause is Cause.OPEN_TRANSACTION
+    assert (
+        "billing: t[1]: an open transaction at offset 5 has hidden records" in scene.health.detail
+    )
+    scene.assigned[1].open_transaction = None
+    await scene.pass_time(1)
+    assert scene.health.state is State.UP
+
+
+async def test_a_rebalance_that_does_not_end_is_reported(scene):
+    group = GroupDetector(scene.health, 60.0, "billing")
+    subscription = SimpleNamespace(reassignment_in_progress=True)
+    instance = SimpleNamespace(_subscription=subscription)
+    loop = asyncio.get_running_loop()
+    for _ in range(61):
+        group.check(instance, loop.time())
+        assert scene.health.state is State.UP
+        await asyncio.sleep(1.0)
+    group.check(instance, loop.time())
+    await asyncio.sleep(0.1)  # the probe first checks the whole cluster
+    assert scene.health.cause is Cause.REBALANCING
+    assert "'billing' has been rebalancing for 6" in scene.health.detail
+    subscription.reassignment_in_progress = False
+    group.check(instance, loop.time())
+    assert scene.health.state is State.UP
+    group.close()
+
+
+async def test_a_full_group_is_reported_until_the_member_joins(scene):
+    group = GroupDetector(scene.health, None, "billing")
+    group.instance_failed(KafkaError("GroupMaxSizeReachedError()"))
+    await asyncio.sleep(0.1)
+    assert scene.health.cause is Cause.OVERLOADED
+    assert "the group 'billing': full (group.max.size of the brokers)" in scene.health.detail
+    instance = SimpleNamespace(_subscription=SimpleNamespace(reassignment_in_progress=False))
+    group.check(instance, 0.0)
+    assert scene.health.state is State.UP
+    group.instance_failed(KafkaError("its fetching task ended"))
+    assert scene.health.state is State.UP
+    group.close()
 
 
 async def test_a_paused_partition_is_not_stalled(scene):

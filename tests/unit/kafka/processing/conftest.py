@@ -29,6 +29,7 @@ class FakeSource:
         self.reasons = {}
         self.polls = []
         self.commits = 0
+        self.membership_checks = 0
         self.processor = None
         self._arrived = asyncio.Event()
         for each in partitions or (partition(),):
@@ -143,6 +144,9 @@ class FakeSource:
 
     def progress(self, where):
         return self.progress_of.get(where)
+
+    def check_membership(self):
+        self.membership_checks += 1
 
 
 class FakeProducer:

@@ -206,6 +206,18 @@ async def test_closing_cancels_slow_handlers_within_its_timeout(scenes, until):
     assert scene.source.committed == {}
 
 
+async def test_closing_reserves_only_one_second_of_its_timeout(scenes, until):
+    scene = scenes()
+    handler = Slow()
+    scene.source.put(b"k", b"2.9")
+    running = scene.start(handler)
+    await until(lambda: handler.begun)
+    await scene.processor.aclose(4.0)
+    assert not handler.cancelled
+    await running
+    assert scene.source.committed == {("t", 0): 1}
+
+
 async def test_closing_ends_in_time_when_the_last_commit_hangs(scenes, until):
     scene = scenes()
 

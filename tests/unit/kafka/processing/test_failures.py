@@ -290,6 +290,53 @@ async def test_a_timeout_error_of_the_handler_itself_is_raised_unchanged(scenes)
         await scene.start(handler)
 
 
+@pytest.mark.parametrize("order", ["key", "partition", "none"])
+async def test_records_that_a_failing_batch_handler_marked_as_done_are_not_handled_again(
+    scenes, until, order
+):
+    scene = scenes(handler_policy=POLICY, batch_size=10, order=order, concurrency=1)
+    calls = []
+
+    async def handler(records):
+        calls.append([record.value for record in records])
+        for record in records:
+            if record.value == b"b1" and len(calls) == 1:
+                continue
+            if record.value == b"a3" and len(calls) == 1:
+                raise ValueError("the connection was lost")
+            record.done()
+
+    for key, value in ((b"a", b"a1"), (b"b", b"b1"), (b"a", b"a2"), (b"c", b"c1"), (b"a", b"a3")):
+        scene.source.put(key, value)
+    scene.source.put(b"c", b"c2")
+    scene.start(handler)
+    await until(lambda: scene.source.committable() == 6)
+    assert sorted(calls[0]) == [b"a1", b"a2", b"a3", b"b1", b"c1", b"c2"]
+    again = [value for call in calls[1:] for value in call]
+    unmarked = calls[0][calls[0].index(b"a3") :]
+    assert sorted(again) == sorted({b"b1", *unmarked})
+    assert scene.processor.stats().handled == 6
+    assert scene.processor.stats().in_flight == 0
+
+
+async def test_records_that_a_cancelled_batch_handler_marked_as_done_are_committed(scenes, until):
+    scene = scenes(batch_size=10)
+    marked = []
+
+    async def handler(records):
+        records[0].done()
+        marked.append(records[0])
+        await asyncio.sleep(10_000)
+
+    for value in (b"1", b"2", b"3"):
+        scene.source.put(b"k", value)
+    running = scene.start(handler)
+    await until(lambda: marked)
+    await scene.processor.aclose(2.0)
+    await running
+    assert scene.source.committed == {("t", 0): 1}
+
+
 @pytest.mark.parametrize("batch_size", [None, 5])
 async def test_a_handler_that_raises_cancelled_error_by_itself_has_failed(
     scenes, until, batch_size
