@@ -51,6 +51,7 @@ class Theme:
 
     Attributes:
         calls, faults: Weights by kind. Kinds that are missing do not occur.
+        weight: How often it is drawn, compared with other themes.
         clients: Smallest and largest number of clients.
         shared: Probability that a client shares the health of the first.
         single: Probability of a single-connection client.
@@ -73,6 +74,7 @@ class Theme:
 
     calls: Mapping[str, float]
     faults: Mapping[str, float]
+    weight: float = 1.0
     clients: tuple[int, int] = (1, 2)
     shared: float = 0.15
     single: float = 0.0
@@ -203,6 +205,7 @@ THEMES: dict[str, Theme] = {
         endless=0.3,
         cancel=0.4,
         narrow=0.4,
+        weight=2,
     ),
     "closing": Theme(
         _only(
@@ -223,6 +226,7 @@ THEMES: dict[str, Theme] = {
         cancel=0.2,
         policy=_waits_while_down,
         reopens=0.4,
+        weight=2,
     ),
     "sharing": Theme(
         _only(
@@ -296,6 +300,7 @@ THEMES: dict[str, Theme] = {
         | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14, refuse_at_exec=8),
         storms=(2, 4),
         policy=_tries_seldom,
+        weight=2,
     ),
     "coincidences": Theme(
         _only(_CALLS, "get", "echo", "traffic", set=8, push=8, burst=30, pipeline=12),
@@ -322,12 +327,14 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(2, 4),
         busy_callers=True,
+        weight=2,
     ),
     "permissions": Theme(
         _WRITES | _only(_CALLS, pop=8, set=25),
         _BREAKS | {"deny": 12, "hold one and reset": 10, "hold and reset": 6},
         storms=(2, 4),
         policy=_overwrites_again,
+        weight=3,
     ),
     "demotions": Theme(
         _only(_CALLS, "get", "pop", set=15, increment=3, traffic=20, burst=15, echo=5),
@@ -344,6 +351,7 @@ THEMES: dict[str, Theme] = {
         policy=_overwrites_again,
         network={"latency": 0.02},
         busy_callers=True,
+        weight=0.7,
     ),
     "scripts": Theme(
         _only(
@@ -370,6 +378,7 @@ THEMES: dict[str, Theme] = {
     "locks": Theme(
         _only(_CALLS, "get", set=3, lock=20, lock_block=12, lock_steal=3, close=1.5, reopen=1.5),
         _FAULTS,
+        weight=2,
         clients=(1, 3),
         cancel=0.3,
     ),
@@ -410,6 +419,7 @@ THEMES: dict[str, Theme] = {
         cancel=0.3,
         network={"latency": 0.02},
         busy_callers=True,
+        weight=2,
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -447,6 +457,7 @@ THEMES: dict[str, Theme] = {
         _only(_FAULTS, "kill", loading=20, limit_clients=3),
         busy_callers=True,
         network={"latency": 0.02},
+        weight=0.7,
     ),
     "budget": Theme(
         _WRITES,
@@ -455,6 +466,7 @@ THEMES: dict[str, Theme] = {
         storms=(2, 4),
         policy=_scarce_budget,
         busy_callers=True,
+        weight=2,
     ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
@@ -472,7 +484,11 @@ THEMES: dict[str, Theme] = {
         credentials=1.0,
     ),
     "fakes": Theme(
-        _CALLS | _only(_CALLS, lock=3, lock_block=3, pipeline=10), {}, bare=True, clients=(1, 1)
+        _CALLS | _only(_CALLS, lock=3, lock_block=3, pipeline=10),
+        {},
+        weight=0.7,
+        bare=True,
+        clients=(1, 1),
     ),
     "reading": Theme(
         _only(_CALLS, "set", "get", look=10, follow=10, wait_up=4, misuse=3, close=0.5, reopen=0.5),
@@ -502,14 +518,17 @@ THEMES: dict[str, Theme] = {
         _BREAKS,
         decoded=0.6,
     ),
-    "calm": Theme(_CALLS, {}, clients=(1, 2), single=0.2, impatient=0.3),
+    "calm": Theme(_CALLS, {}, weight=0.7, clients=(1, 2), single=0.2, impatient=0.3),
 }
+
+
+_WEIGHTS = (list(THEMES), [each.weight for each in THEMES.values()])
 
 
 def draw_plan(seed: int, theme: str | None = None) -> Plan:
     """Return the plan of a seed."""
     rng = Random(f"plan/{seed}/{theme or ''}")
-    name = theme or ("mixed" if rng.random() < 0.4 else rng.choice(list(THEMES)))
+    name = theme or ("mixed" if rng.random() < 0.3 else rng.choices(*_WEIGHTS)[0])
     drawer = _Drawer(rng, THEMES[name])
     clients = drawer.clients()
     faults = drawer.faults()
@@ -602,6 +621,10 @@ class _Drawer:
             settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
             settings |= {"timeout": rng.choice([0.3, 0.5]), "interval": rng.choice([0.3, 1.0])}
+        if rng.random() < 0.5:
+            settings["reconnect_interval"] = rng.choice([0.3, 0.5])
+        if rng.random() < 0.2:
+            settings |= {"short_outage": rng.choice([1.0, 3.0]), "reconnect_interval_cap": 1.0}
         return settings
 
     def _options(self) -> dict[str, Any]:
@@ -611,12 +634,14 @@ class _Drawer:
             options["decode_responses"] = True
         if rng.random() < self.theme.narrow:
             options["max_connections"] = rng.choice([1, 2, 3])
+        if rng.random() < 0.75:
+            options["driver_info"] = None  # without CLIENT SETINFO, a connection costs less
         return options
 
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
         count = rng.randint(4, 8) if theme.busy_callers else rng.randint(2, 6)
-        total = rng.randint(30, 60)
+        total = rng.randint(26, 52)
         number = 0
         callers = []
         for index in range(count):

@@ -106,6 +106,7 @@ def test_an_error_fits_its_progress(name, broken):
     story = Story()
     operation = story.start(20, "SET r0 t20.0")
     story.wrote("SET r0 t20.0")
+    story.event("closing", client="a")
     bases = (f"Redis{name}", name, "ResilientIOError", "RedisError")
     story.end(operation, Outcome.UNKNOWN, error_bases=bases, progress="maybe applied")
     rule = "an_error_that_promises_nothing_was_applied_fits_its_progress"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
     from .states import Change
+    from .topology import Topology
 
 # Shortest pause between probes on new connections that the failures of clients request.
 _SUSPICION_SPACING = 0.02
@@ -42,6 +43,7 @@ class Client:
 
     `queued` is for how many seconds its probes have waited for their turn to connect, and
     `keep_alive` is called while it is idle and another client is probed instead, or is busy.
+    `topology` returns which servers it knows; None for a single server.
     """
 
     probe: Callable[[bool], Awaitable[float]]
@@ -49,6 +51,7 @@ class Client:
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
     keep_alive: Callable[[], object] = tuple
+    topology: Callable[[], Topology] | None = None
 
 
 class Prober:

@@ -451,7 +451,7 @@ class Multiplexer:
     ) -> None:
         self.target = target
         self.health = health
-        self.failover = failover if failover is not None else Failover(reports)
+        self.failover = failover if failover is not None else Failover(reports, health.name)
         """While it is in progress, calls are held."""
         self.reports = reports
         """What this client reports to `health`, until it is closed."""

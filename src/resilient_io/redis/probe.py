@@ -82,7 +82,7 @@ class RedisProbe:
         if not multiplexer.first.ended and not multiplexer.bound:
             await self._try_first_connection()
         elif suspicious or multiplexer.bound or not multiplexer.connections:
-            refused, self._asked = multiplexer.health.refused_at >= self._asked, began
+            refused, self._asked = multiplexer.health.refused_at > self._asked, began
             if refused and multiplexer.connections and not multiplexer.bound:
                 await self._ask_open()  # a new connection may take its time, or all of it
             await self._try_new_connection()

@@ -27,6 +27,7 @@ from .scripts import KnownScripts
 from .sentinel_monitor import SentinelMonitor
 from .session import SessionSettings
 from .subscription import Subscriptions
+from .topology import SentinelTopology
 
 if TYPE_CHECKING:
     import random
@@ -107,8 +108,7 @@ class Runtime:
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
-        self.failover = Failover(self._reports)
-        self._monitor = self._make_monitor()
+        self.failover = Failover(self._reports, self.health.name)
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self.policy,
@@ -122,6 +122,7 @@ class Runtime:
             unfenced=unfenced,
             failover=self.failover,
         )
+        self._monitor = self._make_monitor()
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
@@ -142,10 +143,17 @@ class Runtime:
         source = self.target.master
         if source is None:
             return None
+        topology = SentinelTopology(
+            source=source,
+            failover=self.failover,
+            multiplexer=self.multiplexer,
+            address_map=self.target.address_map,
+        )
         return SentinelMonitor(
             self.target,
             source=source,
             failover=self.failover,
+            topology=topology,
             health=self.health,
             reports=self._reports,
             rng=self.rng,
@@ -209,6 +217,7 @@ class Runtime:
             links=probe.links,
             queued=probe.queued,
             keep_alive=probe.keep_alive,
+            topology=self._monitor.topology if self._monitor is not None else None,
         )
         self._subscription = self.health.on_update(self._health_changed)
         if self._monitor is not None:
