@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .client import ResilientRedis
+from .cluster import ResilientClusterPipeline, ResilientRedisCluster
 from .errors import (
+    CrossSlotKeys,
     LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
@@ -23,6 +25,7 @@ from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",
+    "CrossSlotKeys",
     "Durability",
     "Gap",
     "LockLost",
@@ -34,9 +37,11 @@ __all__ = [
     "RedisOverloaded",
     "RedisStats",
     "RedisUnavailable",
+    "ResilientClusterPipeline",
     "ResilientLock",
     "ResilientPipeline",
     "ResilientPubSub",
     "ResilientRedis",
+    "ResilientRedisCluster",
     "RouteRefused",
 ]

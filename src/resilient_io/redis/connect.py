@@ -476,7 +476,11 @@ class RedisTarget:
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
+        self,
+        pool: ConnectionPool,
+        *,
+        source: AddressSource | None = None,
+        sentinel: bool = False,
     ) -> None:
         self._sentinel = sentinel
         self._source = source
