@@ -14,9 +14,11 @@ import hiredis
 import redis.asyncio.client as driver_client
 from redis.exceptions import RedisError
 
+from resilient_io.health import Cause
+
 from .commands import lookup
 from .connection import NotMultiplexable
-from .errors import remove_secrets
+from .errors import ConnectionFailure, remove_secrets
 from .messages import MOST_BYTES, MOST_MESSAGES, Gap, MessageQueue
 from .subscription import SubscriptionCall
 from .subscription_connection import SUBSCRIBING, UNSUBSCRIBING
@@ -171,7 +173,10 @@ class ResilientPubSub(driver_client.PubSub):
                     self.shard_channels, self.pending_unsubscribe_shard_channels
                 ),
             }
-            self._subscription = subscription = runtime.subscriptions.open(self._messages, wanted)
+            missing = None if subscription is None else subscription.take_missing(_CLIENT_CLOSED)
+            self._subscription = subscription = runtime.subscriptions.open(
+                self._messages, wanted, missing=missing
+            )
         return subscription
 
     def _wanted(self, known: Mapping[Any, Any], pending: Iterable[Any]) -> list[bytes]:
@@ -236,7 +241,7 @@ class ResilientPubSub(driver_client.PubSub):
         if self._plain:
             with _without_secrets(self._runtime.target):
                 return await super().parse_response(block, timeout or 0)
-        return await self._take(self._reader(), block=block, timeout=timeout or 0.0)
+        return await self._take(await self._reader(), block=block, timeout=timeout or 0.0)
 
     async def _take(self, messages: MessageQueue, *, block: bool, timeout: float) -> Any:
         """Return the next item of a queue as a response of redis-py."""
@@ -255,16 +260,19 @@ class ResilientPubSub(driver_client.PubSub):
             return ["pong", "" if response == "PONG" else response]
         return response
 
-    def _reader(self) -> MessageQueue:
-        """Return the messages, if they can be read here."""
-        if self._messages is None or self._subscription is None:
+    async def _reader(self) -> MessageQueue:
+        """Return the messages that can be read here.
+
+        If the client was closed, this opens it again, as any call does, and subscribes again.
+        """
+        subscription = self._subscription
+        if self._messages is None or subscription is None:
             raise RuntimeError(NOT_SET)
-        loop = self._subscription.loop
-        if loop is not asyncio.get_running_loop():
-            if not loop.is_closed():
-                raise RuntimeError("this subscriber is in use in another running event loop")
-            reason = "its event loop was closed: subscribe again"
-            raise self._runtime.subscriptions.closed_error(reason)
+        elsewhere = subscription.loop is not asyncio.get_running_loop()
+        if elsewhere and not subscription.loop.is_closed():
+            raise RuntimeError("this subscriber is in use in another running event loop")
+        if (elsewhere or subscription.ended) and self.subscribed:
+            await self._open("pubsub")
         return self._messages
 
     async def _next(self, messages: MessageQueue, *, block: bool, timeout: float) -> Item | None:
@@ -369,6 +377,9 @@ class ResilientPubSub(driver_client.PubSub):
             return False
         subscription.end_later()
         return True
+
+
+_CLIENT_CLOSED = ConnectionFailure(Cause.CLOSED, "the client was closed, and is open again")
 
 
 class _GapResponse(list[Any]):

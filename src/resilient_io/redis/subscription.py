@@ -8,7 +8,7 @@ import logging
 import re
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
 from redis.exceptions import MovedError, RedisError, ResponseError
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from .messages import MessageQueue
     from .multiplexer import Multiplexer
 
+    Missing: TypeAlias = tuple[ConnectionFailure, float]
+    """Why messages may be missed, and the loop time since when."""
+
 _BACKOFF = 0.1
 _BACKOFF_FLOOR = 0.01
 _BACKOFF_CAP = 1.0
@@ -75,6 +78,7 @@ class Subscription:
         owner: The subscriptions of the client.
         messages: Takes what arrives.
         wanted: The channels, patterns and shard channels, by the command that subscribes to them.
+        missing: Since when messages may be missed already, and why.
         moved: Called if the server says that another one has the slot of a shard channel.
         troubled: Called if the server does not answer, or does not accept the connection.
     """
@@ -85,6 +89,7 @@ class Subscription:
         messages: MessageQueue,
         wanted: Mapping[str, Iterable[bytes]],
         *,
+        missing: Missing | None = None,
         moved: Callable[[Subscription, MovedError], None] | None = None,
         troubled: Callable[[Subscription], None] | None = None,
     ) -> None:
@@ -110,7 +115,8 @@ class Subscription:
         self._attempt: asyncio.Timeout | None = None  # ends the attempt to connect
         self._receives = False  # whether the server has confirmed any channel that is still wanted
         self._unconfirmed: list[Request] = []  # of the new connection
-        self._missing: tuple[ConnectionFailure, float] | None = None  # since when, and why
+        self._missing = missing
+        self._ended_at = self.loop.time()
         self._limit_hits: int | None = None  # of all clients of the server, at the latest connect
         self._state_set: list[str] = []  # commands after which another connection differs
         self._lost: asyncio.Future[None] = self.loop.create_future()
@@ -217,11 +223,7 @@ class Subscription:
         failure: ConnectionFailure,
     ) -> None:
         """Have another subscription receive some of the channels instead of this one."""
-        missing, self._missing = self._missing, None
-        if missing is None and self._receives:
-            connection = self.connection
-            since = connection.last_byte if connection is not None else self.loop.time()
-            missing = (failure, since)
+        missing = self.take_missing(failure)
         for name, channels in wanted.items():
             for each in channels:
                 self.wanted[name].pop(each, None)
@@ -232,10 +234,18 @@ class Subscription:
                     self._send(ignored, ending, each)
         other.take_over(wanted, missing)
 
+    def take_missing(self, failure: ConnectionFailure) -> Missing | None:
+        """Return since when messages may be missed, for the successor of this subscription."""
+        missing, self._missing = self._missing, None
+        if missing is None and self._receives:
+            connection = self.connection
+            missing = (failure, connection.last_byte if connection is not None else self._ended_at)
+        return missing
+
     def take_over(
         self,
         wanted: Mapping[str, Sequence[bytes]],
-        missing: tuple[ConnectionFailure, float] | None,
+        missing: Missing | None,
     ) -> None:
         """Receive channels that another subscription has received until now."""
         if self._missing is None:
@@ -249,7 +259,7 @@ class Subscription:
         """End everything, without waiting. Idempotent."""
         if self.ended:
             return
-        self.ended = True
+        self.ended, self._ended_at = True, self.loop.time()
         self._task.cancel()
         self._end_requests(CLOSED)
         for connection in (self.connection, self._silent):

@@ -387,14 +387,28 @@ async def test_closing_ends_the_readers(shared_redis, client, closed):
     with pytest.raises(RedisClosed, match=f"the {closed} was closed"):
         await listening
     await subscriber_is_gone(client)
-    # Either can be used again.
-    await pubsub.subscribe("c")
+    # Either can be used again. A reader opens a client that was closed, as any call does.
+    if closed == "subscriber":
+        await pubsub.subscribe("c")
+    else:
+        assert (await pubsub.get_message(timeout=5))["data"].cause is Cause.CLOSED
+    await next_message(pubsub, kind="subscribe")
     await client.publish("c", "again")
     assert (await next_message(pubsub))["data"] == b"again"
     await pubsub.aclose()
     await pubsub.aclose()
     await other.aclose()
     assert asyncio.all_tasks() == tasks
+
+
+async def test_reader_of_a_client_that_is_closed_for_good_raises(shared_redis):
+    client = ResilientRedis(port=shared_redis.port, reopen=False)
+    pubsub = client.pubsub()
+    await pubsub.subscribe("c")
+    await client.aclose()
+    with pytest.raises(RedisClosed, match="the client is closed"):
+        await pubsub.get_message(timeout=1)
+    await pubsub.aclose()
 
 
 async def test_dropped_subscriber_is_closed_with_a_warning(client):
@@ -447,8 +461,10 @@ async def test_subscriber_can_be_used_in_the_next_event_loop(shared_redis):
             return asyncio.run(use())
 
     assert await asyncio.to_thread(run) == b"1"
-    with pytest.raises(RedisClosed, match="event loop was closed"):
-        await pubsub.get_message(timeout=1)
+    assert await pubsub.get_message(timeout=0.2) is None
+    await asyncio.sleep(0.1)  # it has subscribed again
+    await client.publish("c", 2)
+    assert (await next_message(pubsub))["data"] == b"2"
     assert await use() == b"1"
     await pubsub.aclose()
     await client.aclose()

@@ -104,6 +104,7 @@ class Router:
         self._counts: Counter[Member | NoOwner] = Counter()
         self._changed_at = -math.inf  # loop time at which the table last changed
         self._ignored = 0  # refreshes in a row whose answers were older than the table
+        self._listeners: list[Callable[[], None]] = []
         self._wanted = Signal()
         self._change: asyncio.Future[None] | None = None
         self._attempted = Signal()  # set when the first refresh has ended
@@ -210,6 +211,14 @@ class Router:
         await asyncio.wait([self.changed], timeout=min(left, _WAKE))
         return None
 
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call a function after each look at the table, before nodes that left are closed."""
+        self._listeners.append(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Call a function no longer."""
+        self._listeners = [each for each in self._listeners if each != listener]
+
     @property
     def changed(self) -> asyncio.Future[None]:
         """A future that is done when the owner of any slot changes."""
@@ -231,8 +240,13 @@ class Router:
                 self._counts[before] -= 1
                 self._move_waiting(before)
             self._publish_change()
+            self._call_listeners()
         self.refresh_soon()
         return member
+
+    def _call_listeners(self) -> None:
+        for listener in list(self._listeners):
+            listener()
 
     def importing(self, error: AskError, asked: Member) -> Member:
         """Return the node that ASK names, which gets this one call. The table stays as it is."""
@@ -426,6 +440,7 @@ class Router:
             self._reroute(dict.fromkeys(changed))
         await asyncio.sleep(0)
         self._notify(table)
+        self._call_listeners()
         self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
 
     def _owners_of(self, table: SlotTable) -> list[Member | NoOwner]:
