@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .client import ResilientRedis
-from .cluster import ResilientClusterPipeline, ResilientRedisCluster
+from .cluster import ResilientClusterPipeline, ResilientClusterPubSub, ResilientRedisCluster
 from .errors import (
     CrossSlotKeys,
     LockLost,
@@ -38,6 +38,7 @@ __all__ = [
     "RedisStats",
     "RedisUnavailable",
     "ResilientClusterPipeline",
+    "ResilientClusterPubSub",
     "ResilientLock",
     "ResilientPipeline",
     "ResilientPubSub",

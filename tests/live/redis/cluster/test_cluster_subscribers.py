@@ -9,6 +9,7 @@ from redis.crc import key_slot
 
 from resilient_io import Cause
 from resilient_io.redis import RedisClosed, ResilientRedisCluster
+from resilient_io.testing import cancel_everywhere
 from tests.live.redis.subscribers import KINDS, SERVES_AGAIN, now
 
 SLOT = key_slot(b"c")
@@ -159,6 +160,29 @@ async def test_closing_ends_the_readers_of_a_cluster(shared_redis_cluster, close
         await pubsub.aclose()
     await client.aclose()
     assert asyncio.all_tasks() == tasks
+
+
+async def test_cancelled_use_of_a_subscriber_leaks_nothing(client):
+    async def use():
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe("c")
+            await pubsub.ssubscribe("a", "b")
+            await pubsub.get_message(timeout=0.01)
+            await pubsub.get_sharded_message(timeout=0.01)
+            await pubsub.sunsubscribe()
+
+    async def check():
+        async with asyncio.timeout(5):
+            while sum(dict(await client.pubsub_shardnumsub("a", "b", target_nodes="all")).values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    await client.ping(target_nodes=client.ALL_NODES)
+    async with asyncio.timeout(5):
+        for member in client._router.members:
+            while len(member.multiplexer.connections) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    report = await cancel_everywhere(use, check=check)
+    report.assert_clean()
 
 
 @pytest.mark.parametrize("kind", KINDS)
