@@ -10,6 +10,7 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import replace
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
@@ -30,7 +31,7 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
-from .durability import Acknowledgements, DurableCall, is_replicated
+from .durability import is_replicated
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
@@ -50,7 +51,7 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
 from .pubsub import ResilientPubSub
-from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
+from .replicas import DEFAULT_MAX_LAG, ReadFrom
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
@@ -183,6 +184,9 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         retries = {key: given.pop(key) for key in _RETRY_OPTIONS if key in given}
         if connection_pool is None and not any(option in given for option in _DRIVER_OPTIONS):
             given["driver_info"] = driver_info()
+        if connection_pool is not None and given.get("event_dispatcher") is None:
+            # redis-py 8.1 would create another one, with nine objects.
+            given["event_dispatcher"] = getattr(connection_pool, "_event_dispatcher", None)
         with explain_options(tuple(secrets_in(given))):
             super().__init__(
                 connection_pool=connection_pool,
@@ -352,6 +356,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             or get_ident() != multiplexer.thread
             or not multiplexer.is_running()
             or (options and NEVER_DECODE in options)
+            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(args[0])
@@ -447,38 +452,6 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         if spec.route is Route.BOUND:
             protocol = pool_settings(self.connection_pool).get("protocol")
             check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
-
-    def _choose_replica(self, spec: CommandSpec, args: tuple[Any, ...]) -> Runtime | None:
-        """Return the runtime of the replica for a read, or None for the master."""
-        if self._read_from.mode == "master" or not is_replica_read(spec, args):
-            return None
-        return ReplicaSet.of(self._runtime).choose(self._read_from)
-
-    async def _read_from_replica(self, replica: Runtime, command: Command) -> Any:
-        """Send a read to a replica, and to the master if that fails."""
-        runtime = self._runtime
-        data = self._packer.pack(command.spec.words, command.args)
-        call = ReplicaRead(
-            self._multiplexed_call(command, data, runtime=replica),
-            functools.partial(self._multiplexed_call, command, data),
-        )
-        started = runtime.multiplexer.time()
-        return await runtime.executor.run(
-            call, self._policy, started=started, deliberate=self._deliberate
-        )
-
-    async def _execute_durably(
-        self, durability: Durability, command: Command, started: float
-    ) -> Any:
-        """Send a write, and wait until enough replicas have it."""
-        executor = self._runtime.executor
-        acknowledgements = Acknowledgements(durability)
-        data = self._packer.pack(command.spec.words, command.args)
-        make = functools.partial(DurableCall, acknowledgements=acknowledgements)
-        call = self._multiplexed_call(command, data, kind=make)
-        reply = await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
-        acknowledgements.check(executor, call.operation, reply, started)
-        return reply
 
     async def _apply_setting(
         self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]

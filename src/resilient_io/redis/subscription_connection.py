@@ -16,8 +16,9 @@ from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
 
-from .connection import NOT_ENOUGH, SECOND_CHECK
+from .connection import NOT_ENOUGH
 from .errors import CLOSED, ConnectionFailure
+from .watchdog import SECOND_CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,7 +25,7 @@ EARLY = 1_700_000_000_000  # milliseconds since 1970
 
 @pytest.fixture
 async def dead(shared_kafka, name, consumer_of):
-    """Let every record of a topic of two partitions fail; return the topic of the dead letters."""
+    """Return the topic of the dead letters of a topic of which every record has failed."""
     topic = f"{name}.dead"
     await shared_kafka.create_topic(name, partitions=2)
     await shared_kafka.create_topic(topic, partitions=2)

@@ -1,4 +1,4 @@
-"""A subscriber's connection: pings and silence, and how replies, messages and pushes are matched."""
+"""A subscriber's connection: pings and silence, and how replies and messages are matched."""
 
 import asyncio
 from types import SimpleNamespace
