@@ -79,7 +79,8 @@ class Subscription:
         messages: Takes what arrives.
         wanted: The channels, patterns and shard channels, by the command that subscribes to them.
         missing: Since when messages may be missed already, and why.
-        moved: Called if the server says that another one has the slot of a shard channel.
+        moved: Called if the server says that another one has the slot of a shard channel, with the
+            error that names it, if there is one.
         troubled: Called if the server does not answer, or does not accept the connection.
     """
 
@@ -90,7 +91,7 @@ class Subscription:
         wanted: Mapping[str, Iterable[bytes]],
         *,
         missing: Missing | None = None,
-        moved: Callable[[Subscription, MovedError], None] | None = None,
+        moved: Callable[[Subscription, MovedError | None], None] | None = None,
         troubled: Callable[[Subscription], None] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -403,7 +404,7 @@ class Subscription:
         if request is not None and request.answer is not None:
             return
         if request is None and reply[0] == _REVOKED and self._moved is not None:
-            self._note_revoked(reply[1])
+            self._note_revoked(reply[1], self._moved)
             return
         self._report_gap()
         if request is not None and request.name in SUBSCRIBING:
@@ -502,14 +503,18 @@ class Subscription:
         )
         self.messages.put(gap)
 
-    def _note_revoked(self, channel: bytes) -> None:
-        """Ask which server has the slot of a shard channel, which the server has just lost."""
+    def _note_revoked(self, channel: bytes, moved: Callable[..., None]) -> None:
+        """Find the server that has the slot of a shard channel, which this one has just lost.
+
+        If it is not known soon, this one names it, or has the slot again.
+        """
         if channel in self.wanted[_SHARDED] and self.connection is not None:
             if self._missing is None:
                 self._missing = (_SLOT_MOVED, self.loop.time())
             request = Request(_SHARDED, [channel])
             self._unconfirmed.append(request)
-            self._send(request, _SHARDED, channel)
+            self.loop.call_later(_REFUSED_PAUSE, self._repeat, self.connection, request)
+            moved(self, None)
 
     def _note_limit_hits(self, hits: int | None) -> None:
         """Compare how many connections the server has closed because of their output buffer."""

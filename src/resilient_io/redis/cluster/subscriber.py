@@ -165,9 +165,12 @@ class ClusterSubscriber:
             self._shards.pop(member, None)
             subscription.end()
 
-    def _moved(self, member: Member, _subscription: Subscription, error: MovedError) -> None:
-        self._router.moved(error, member)
-        self.follow()
+    def _moved(self, member: Member, _subscription: Subscription, error: MovedError | None) -> None:
+        if error is None:
+            self._router.refresh_soon()
+        else:
+            self._router.moved(error, member)
+            self.follow()
 
     def _shard_troubled(self, member: Member, _subscription: Subscription) -> None:
         self._router.suspect(member)
