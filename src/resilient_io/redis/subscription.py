@@ -60,6 +60,12 @@ _STABLE = 1.0
 
 _REFUSED_PAUSE = 0.25  # seconds after which a subscription is repeated that the server refused
 
+_REVOKED_PAUSE = 1.0
+"""Seconds after which a shard channel is requested again from a server that has lost its slot.
+
+A former master accepts it as a replica, so there would be another gap when the new one is known.
+"""
+
 _SHARDED = "SSUBSCRIBE"
 
 _PART = "subscription"  # in the health of the client
@@ -513,7 +519,7 @@ class Subscription:
                 self._missing = (_SLOT_MOVED, self.loop.time())
             request = Request(_SHARDED, [channel])
             self._unconfirmed.append(request)
-            self.loop.call_later(_REFUSED_PAUSE, self._repeat, self.connection, request)
+            self.loop.call_later(_REVOKED_PAUSE, self._repeat, self.connection, request)
             moved(self, None)
 
     def _note_limit_hits(self, hits: int | None) -> None:

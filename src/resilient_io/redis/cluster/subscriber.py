@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .slots import Address
 
 _LEFT = ConnectionFailure(Cause.CONNECTION_LOST, "the node does not answer, or left the cluster")
+_LOOKS = 8  # at the slot table, after a node has lost a slot
+_LOOK_AGAIN = 0.1  # seconds between two of them
+
 _SLOT_MOVED = ConnectionFailure(Cause.FAILOVER, "another node has the slot of a shard channel")
 
 
@@ -167,10 +170,16 @@ class ClusterSubscriber:
 
     def _moved(self, member: Member, _subscription: Subscription, error: MovedError | None) -> None:
         if error is None:
-            self._router.refresh_soon()
+            self._look_for_owner(_LOOKS)
         else:
             self._router.moved(error, member)
             self.follow()
+
+    def _look_for_owner(self, left: int) -> None:
+        """Have the slot table read now, and again soon: other nodes may not know the change yet."""
+        if left and not self.ended:
+            self._router.refresh_soon()
+            self.loop.call_later(_LOOK_AGAIN, self._look_for_owner, left - 1)
 
     def _shard_troubled(self, member: Member, _subscription: Subscription) -> None:
         self._router.suspect(member)
