@@ -219,7 +219,7 @@ class Runtime:
         self._binding = LoopBinding()
         self._checks_use = False
         self.multiplexer.start()
-        follow_credentials(self._template, self.multiplexer, self.subscriptions)
+        follow_credentials(self._template, self.subscriptions)
         self._probe = probe = RedisProbe(self.multiplexer, self.policy, self.rng)
         self._attachment = self.health.start(
             probe,

@@ -9,6 +9,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 
+from .topology import ClusterTopology
+
 if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency
 
@@ -34,11 +36,14 @@ class ClusterHealth:
         self._health = health
         self._router = router
         self._down_share = down_share
+        self._topology = ClusterTopology(health.name, router)
         self._attachment: Attachment | None = None
 
     def start(self) -> None:
         """Start to derive the state. The nodes' changes are taken into account immediately."""
-        self._attachment = self._health.start(self._probe, last_reply=lambda: -math.inf)
+        self._attachment = self._health.start(
+            self._probe, last_reply=lambda: -math.inf, topology=self._topology
+        )
 
     def update(self, _node: Dependency) -> None:
         """Derive the state again: that of a node has changed."""
@@ -59,7 +64,7 @@ class ClusterHealth:
             cause = Cause.SLOTS_LOST if failure is None else failure.cause
             detail = "no slot has an owner" if failure is None else failure.detail
             raise ProbeFailed(cause, detail, definite=True, answered=True)
-        lost = {member: count for member, count in owned.items() if _is_lost(member)}
+        lost = {member: count for member, count in owned.items() if member.lost}
         orphaned = SLOTS - sum(owned.values())
         count = sum(lost.values()) + orphaned
         if not count:
@@ -69,14 +74,6 @@ class ClusterHealth:
         if count / SLOTS >= self._down_share:
             raise ProbeFailed(cause, detail, definite=True, answered=True)
         raise ProbeDegraded(cause, detail)
-
-
-def _is_lost(member: Member) -> bool:
-    """Return whether the slots of a node are not served, as far as is known."""
-    if not member.opened:
-        return False
-    health = member.health
-    return not health.available or (health.refusing and health.cause is Cause.CLUSTER_DOWN)
 
 
 def _latency(member: Member) -> float:

@@ -12,11 +12,13 @@ from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import RedisError
 
 from resilient_io.health import Cause, ClientDependency
+from resilient_io.histogram import Latencies
 from resilient_io.text import format_address
 
 from ..connect import RedisTarget, StallTolerantTimeout, abort, connect, exchange
 from ..errors import ConnectionFailure
 from ..runtime import Runtime
+from ..stats import RedisStats
 
 if TYPE_CHECKING:
     import random
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Search, Server
     from ..connection import MultiplexedConnection
+    from ..executor import Executor
     from ..multiplexer import Multiplexer
     from ..options import ConnectionSettings
     from ..pool import ExclusivePool
@@ -156,6 +159,7 @@ class Member:
         address: Host and port.
         hot: Its multiplexer, for the hot path: `hot.fast` is None unless everything is well.
         suspected_at: Loop time at which it last failed, or -inf if it has answered since.
+        left: Whether it is no longer a node of the cluster. A call may still have it.
     """
 
     hot: Multiplexer | _Unopened
@@ -167,13 +171,16 @@ class Member:
         *,
         search: Search,
         suspected: Callable[[Member], None],
+        linger: Callable[[Member], None],
     ) -> None:
         self.address = address
+        self.left = False
         self.suspected_at = -math.inf
         self.hot = _UNOPENED
         self._settings = settings
         self._search = search
         self._suspected = suspected
+        self._linger = linger
         self._runtime: Runtime | None = None
 
     def __repr__(self) -> str:
@@ -245,6 +252,14 @@ class Member:
         return self.suspected_at > -math.inf or not self.health.available
 
     @property
+    def lost(self) -> bool:
+        """Whether its slots are not served, as far as is known."""
+        if not self.opened:
+            return False
+        health = self.health
+        return not health.available or (health.refusing and health.cause is Cause.CLUSTER_DOWN)
+
+    @property
     def connection(self) -> MultiplexedConnection | None:
         """An open connection for a question of the library itself, or None."""
         running = self._runtime is not None and self._runtime.running
@@ -265,6 +280,8 @@ class Member:
 
     def start(self) -> None:
         """Open its connections in the running loop. Idempotent."""
+        if self.left:
+            self._linger(self)
         self.runtime.start()
         self.hot = self.runtime.multiplexer
 
@@ -280,6 +297,7 @@ class Member:
         """Close it after the last reply: it is no longer a node of the cluster."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_FAREWELL
+        await asyncio.sleep(_LAST_REPLIES)  # a call may be about to use it
         while not self.idle and loop.time() < until:  # noqa: ASYNC110 (several events end it)
             await asyncio.sleep(_LAST_REPLIES)
         await self.aclose()
@@ -292,6 +310,30 @@ class Member:
 
 async def _nothing_else() -> None:
     """Close nothing more."""
+
+
+class NodeTotals:
+    """The counters of nodes that were left, so that totals never decrease."""
+
+    def __init__(self) -> None:
+        self.replies = self.sent = self.received = 0
+        self.latencies = Latencies()
+
+    def add(self, member: Member) -> None:
+        """Add the counters of a node."""
+        multiplexer = member.multiplexer
+        replies, sent, received = multiplexer.traffic
+        self.replies += replies
+        self.sent += sent
+        self.received += received
+        self.latencies.add(multiplexer.latencies)
+
+    def copy(self) -> NodeTotals:
+        """Return a copy, to which the counters of the present nodes can be added."""
+        copied = NodeTotals()
+        copied.replies, copied.sent, copied.received = self.replies, self.sent, self.received
+        copied.latencies.add(self.latencies)
+        return copied
 
 
 class Members:
@@ -308,6 +350,8 @@ class Members:
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self.left = NodeTotals()
+        """The counters of the nodes that have left."""
 
     def __iter__(self) -> Iterator[Member]:
         """Iterate over the members."""
@@ -326,7 +370,11 @@ class Members:
         member = self._known.get(address)
         if member is None:
             member = self._known[address] = Member(
-                address, self._settings, search=self._search, suspected=self._suspected
+                address,
+                self._settings,
+                search=self._search,
+                suspected=self._suspected,
+                linger=self._linger,
             )
         return member
 
@@ -346,18 +394,37 @@ class Members:
 
     def _leave(self, member: Member) -> None:
         del self._known[member.address]
-        if not member.opened:
-            return
-        task = asyncio.get_running_loop().create_task(
-            member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
-        )
-        self._leaving[member] = task
-        task.add_done_callback(lambda _: self._leaving.pop(member, None))
+        member.left = True
+        if member.opened:
+            self._linger(member)
+
+    def _linger(self, member: Member) -> None:
+        """Close a member that has left, when no call uses it any more."""
+        if member not in self._leaving:
+            task = asyncio.get_running_loop().create_task(
+                member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
+            )
+            self._leaving[member] = task
+            task.add_done_callback(partial(self._forget, member))
+
+    def _forget(self, member: Member, task: asyncio.Task[None]) -> None:
+        """Keep only the counters of a member that was closed."""
+        self._leaving.pop(member, None)
+        if member.runtime.running and not task.cancelled():
+            self._linger(member)  # a call has opened it again while it was closed
+        else:
+            self.left.add(member)
 
     @property
     def all(self) -> list[Member]:
         """The members, also those that left and have calls in flight."""
         return [*self._known.values(), *self._leaving]
+
+    def forget_loop(self) -> None:
+        """Forget the tasks and times of a loop that was closed."""
+        self._leaving.clear()
+        for member in self:
+            member.suspected_at = -math.inf
 
     async def aclose(self) -> None:
         """Close every member."""
@@ -367,3 +434,28 @@ class Members:
         closing = [asyncio.ensure_future(member.aclose()) for member in self.all]
         if leaving or closing:
             await asyncio.wait([*leaving, *closing])
+
+
+def read_stats(members: Members, executor: Executor) -> RedisStats:
+    """Return the counters of a cluster client: those of all nodes together."""
+    totals = members.left.copy()
+    opened = [member for member in members.all if member.opened]
+    for member in opened:
+        totals.add(member)
+    connections = [each for member in opened for each in member.multiplexer.connections]
+    return RedisStats(
+        replies=totals.replies,
+        ended=dict(executor.ended),
+        refused=executor.refusals,
+        retries=executor.retries,
+        connections=len(connections),
+        exclusive=sum(member.pool.open for member in opened),
+        in_flight=sum(connection.in_flight for connection in connections),
+        waiting=sum(member.multiplexer.waiting for member in opened),
+        bytes_sent=totals.sent,
+        bytes_received=totals.received,
+        budget=executor.budget.tokens,
+        latency=totals.latencies.quantiles,
+        latency_total=totals.latencies.total,
+        latency_counts=totals.latencies.counts,
+    )

@@ -98,6 +98,7 @@ class Router:
         self._rules = rules
         self._health = health
         self._notify = changed
+        self._listeners: list[Callable[..., None]] = []
         self._rng = rng
         self._interval = interval
         self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
@@ -151,6 +152,9 @@ class Router:
     def forget_loop(self) -> None:
         """Forget the tasks of a loop that was closed."""
         self._task, self._asking, self._change = None, [], None
+        self._moved.clear()
+        self._changed_at = -math.inf  # the times of two loops cannot be compared
+        self.members.forget_loop()
 
     # -- for calls -----------------------------------------------------------------------------
 
@@ -278,6 +282,12 @@ class Router:
     async def first_attempt(self) -> None:
         """Wait until the table has been asked for once, successfully or not."""
         await self._attempted.wait()
+
+    def on_change(
+        self, listener: Callable[[Sequence[Member | NoOwner], Sequence[Member | NoOwner]], None]
+    ) -> None:
+        """Call a function with the old and the new owner of each slot, if any has changed."""
+        self._listeners.append(listener)
 
     @property
     def slots(self) -> dict[Member, int]:
@@ -437,6 +447,8 @@ class Router:
         del self._counts[NO_OWNER]
         if changed:
             self._changed_at = now
+            for listener in self._listeners:
+                listener(before, owners)
             self._reroute(dict.fromkeys(changed))
         await asyncio.sleep(0)
         self._notify(table)
