@@ -28,9 +28,10 @@ _ATTRIBUTE = "_resilient_io_followers"
 def follow_credentials(pool: ConnectionPool, subscriptions: Subscriptions) -> None:
     """Send AUTH on every open connection when a streaming provider rotates the credentials.
 
-    The connections are those of subscribers and the shared ones of the same client. A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
-    single listener, so that one serves all clients and nodes with this provider, and also calls the
-    listener of redis-py's pools.
+    The connections are the shared ones and those of subscribers. A refused AUTH is logged and
+    leaves the connection authenticated as before. A provider has a single listener, so that one
+    serves all clients and nodes with this provider, and also calls the listener of redis-py's
+    pools.
     """
     provider = pool.connection_kwargs.get("credential_provider")
     if not isinstance(provider, StreamingCredentialProvider):

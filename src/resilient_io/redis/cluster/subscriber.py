@@ -75,7 +75,7 @@ class ClusterSubscriber:
         self._plain: Subscription | None = None
         self._plain_member: Member | None = None
         self._shards: dict[Member, Subscription] = {}
-        router.on_change(self.follow)
+        router.add_follower(self.follow)
 
     @property
     def plain(self) -> Subscription | None:
@@ -218,7 +218,7 @@ class ClusterSubscriber:
         """End everything, without waiting. Idempotent."""
         if not self.ended:
             self.ended, self.ended_at = True, self.loop.time()
-        self._router.remove_listener(self.follow)
+        self._router.remove_follower(self.follow)
         for subscription in self._subscriptions():
             subscription.end()
 
