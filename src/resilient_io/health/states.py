@@ -69,6 +69,7 @@ class Cause(enum.StrEnum):
     OPEN_TRANSACTION = "open transaction"
     REBALANCING = "rebalancing"
     RECORDS_LOST = "records lost"
+    SLOW_SUBSCRIBER = "slow subscriber"
     CLOSED = "closed"
     OTHER = "other"
 

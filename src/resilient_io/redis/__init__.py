@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .client import ResilientRedis
-from .cluster import ResilientClusterPipeline, ResilientRedisCluster
+from .cluster import ResilientClusterPipeline, ResilientClusterPubSub, ResilientRedisCluster
 from .errors import (
     CrossSlotKeys,
     LockLost,
@@ -17,14 +17,17 @@ from .errors import (
     RouteRefused,
 )
 from .lock import ResilientLock
+from .messages import Gap
 from .options import ConnectionSettings, Durability
 from .pipeline import ResilientPipeline
+from .pubsub import ResilientPubSub
 from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",
     "CrossSlotKeys",
     "Durability",
+    "Gap",
     "LockLost",
     "RedisAuthenticationFailed",
     "RedisClosed",
@@ -35,8 +38,10 @@ __all__ = [
     "RedisStats",
     "RedisUnavailable",
     "ResilientClusterPipeline",
+    "ResilientClusterPubSub",
     "ResilientLock",
     "ResilientPipeline",
+    "ResilientPubSub",
     "ResilientRedis",
     "ResilientRedisCluster",
     "RouteRefused",

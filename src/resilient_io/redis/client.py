@@ -35,6 +35,7 @@ from .durability import is_replicated
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
+from .messages import MOST_BYTES, MOST_MESSAGES
 from .options import (
     ConnectionSettings,
     Durability,
@@ -49,6 +50,7 @@ from .options import (
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
+from .pubsub import ResilientPubSub
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from redis.asyncio.client import Monitor, PubSub
+    from redis.asyncio.client import Monitor
     from redis.asyncio.connection import ConnectionPool
     from redis.asyncio.lock import Lock
     from redis.typing import KeyT
@@ -590,6 +592,39 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             durability=self._durability,
         )
 
+    def pubsub(
+        self,
+        *,
+        on_gap: Callable[[dict[str, Any]], object] | None = None,
+        max_messages: int = MOST_MESSAGES,
+        max_message_bytes: int = MOST_BYTES,
+        **options: Any,
+    ) -> ResilientPubSub:
+        """Return a subscriber on a connection of its own, which is replaced when it is lost.
+
+        Args:
+            on_gap: Called with each message of type "gap", which is then not returned.
+            max_messages: Messages that wait to be read. Further ones are dropped and reported.
+            max_message_bytes: The same in bytes of channels and data.
+            **options: Those of redis-py's `PubSub`.
+
+        Raises:
+            ConfigurationError: A limit is not a positive integer.
+        """
+        self._check_open("pubsub")
+        handler = options.get("push_handler_func") is not None
+        protocol = pool_settings(self.connection_pool).get("protocol")
+        check_pushes("pubsub(push_handler_func=…)", needed=handler, protocol=protocol)
+        options.setdefault("event_dispatcher", self._event_dispatcher)
+        return ResilientPubSub(
+            self,
+            self._runtime,
+            on_gap=on_gap,
+            max_messages=max_messages,
+            max_message_bytes=max_message_bytes,
+            **options,
+        )
+
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
 
         def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
@@ -597,15 +632,6 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             if more or options:
                 return super().set(name, value, *more, **options)
             return self.execute_command("SET", name, value)
-
-        def pubsub(self, **options: Any) -> PubSub:
-            """Return redis-py's pub/sub object, on a connection of redis-py's own pool."""
-            self._check_open("pubsub")
-            handler = options.get("push_handler_func") is not None
-            protocol = pool_settings(self.connection_pool).get("protocol")
-            check_pushes("pubsub(push_handler_func=…)", needed=handler, protocol=protocol)
-            options.setdefault("event_dispatcher", self._event_dispatcher)
-            return _PubSub(self, self.connection_pool, **options)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""
@@ -858,32 +884,12 @@ def _without_secrets(target: RedisTarget) -> Iterator[None]:
         raise
 
 
-class _PubSub(driver_client.PubSub):
-    """redis-py's pub/sub object, whose errors contain no secrets.
-
-    It keeps its client from being collected, which would close the pool.
-    """
-
-    def __init__(self, client: ResilientRedis, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._client = client
-        self._target = client._runtime.target
-
-    async def execute_command(self, *args: Any) -> Any:
-        with _without_secrets(self._target):
-            return await super().execute_command(*args)
-
-    async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
-        with _without_secrets(self._target):
-            return await super().parse_response(block, timeout)
-
-
 class _Monitor(driver_client.Monitor):
     """redis-py's monitor, whose errors contain no secrets."""
 
     def __init__(self, client: ResilientRedis, pool: ConnectionPool) -> None:
         super().__init__(pool)
-        self._client = client  # as a pub/sub object does
+        self._client = client  # kept from being collected: that would close the pool
         self._target = client._runtime.target
 
     async def connect(self) -> None:

@@ -15,29 +15,30 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import ConnectionPool
 
-    from .multiplexer import Multiplexer
+    from .subscription import Subscriptions
 
-    _Follower: TypeAlias = tuple[weakref.ref[ConnectionPool], weakref.ref[Multiplexer]]
+    _Follower: TypeAlias = tuple[weakref.ref[ConnectionPool], weakref.ref[Subscriptions]]
 
 _log = logging.getLogger("resilient_io.redis")
 
 _ATTRIBUTE = "_resilient_io_followers"
-"""Of a provider: the pools and multiplexers that use it."""
+"""Of a provider: the pools and the clients that use it."""
 
 
-def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
+def follow_credentials(pool: ConnectionPool, subscriptions: Subscriptions) -> None:
     """Send AUTH on every open connection when a streaming provider rotates the credentials.
 
-    A refused AUTH is logged and leaves the connection authenticated as before. A provider has a
-    single listener, so that one serves all clients and nodes with this provider, and also calls the
-    listener of redis-py's pools.
+    The connections are the shared ones and those of subscribers. A refused AUTH is logged and
+    leaves the connection authenticated as before. A provider has a single listener, so that one
+    serves all clients and nodes with this provider, and also calls the listener of redis-py's
+    pools.
     """
     provider = pool.connection_kwargs.get("credential_provider")
     if not isinstance(provider, StreamingCredentialProvider):
         return
     followers: list[_Follower] = getattr(provider, _ATTRIBUTE, [])
-    followers[:] = [each for each in followers if each[1]() not in (None, multiplexer)]
-    followers.append((weakref.ref(pool), weakref.ref(multiplexer)))
+    followers[:] = [each for each in followers if each[1]() not in (None, subscriptions)]
+    followers.append((weakref.ref(pool), weakref.ref(subscriptions)))
     setattr(provider, _ATTRIBUTE, followers)
 
     async def rotate(token: Any) -> None:
@@ -48,21 +49,22 @@ def follow_credentials(pool: ConnectionPool, multiplexer: Multiplexer) -> None:
     provider.on_next(rotate)  # type: ignore[arg-type]
 
 
-async def _rotate(pool: ConnectionPool | None, living: Multiplexer | None, token: Any) -> None:
+async def _rotate(pool: ConnectionPool | None, client: Subscriptions | None, token: Any) -> None:
     if pool is not None:
         await pool.re_auth_callback(token)
-    if living is None:
+    if client is None:
         return
     secret = token.get_value()
-    living.target.remember(secret)
-    for connection in living.connections:
+    client.target.remember(secret)
+    shared = [connection.query for connection in client.multiplexer.connections]
+    for query in [*shared, *client.queries]:
         try:
-            await connection.query("AUTH", token.try_get("oid"), secret)
+            await query("AUTH", token.try_get("oid"), secret)
         except (RedisError, OSError) as error:
-            name = living.health.name
+            name = client.health.name
             _log.warning(
                 "%s: the server refused rotated credentials; the old ones stay in use: %s",
                 name,
-                living.target.failure(error).detail,
+                client.target.failure(error).detail,
                 extra={"event": "credentials_refused", "dependency": name},
             )

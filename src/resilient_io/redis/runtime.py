@@ -27,6 +27,7 @@ from .probe import RedisProbe
 from .scripts import KnownScripts, ScriptBodies
 from .sentinel_monitor import SentinelMonitor
 from .session import SessionSettings
+from .subscription import Subscriptions
 from .topology import SentinelTopology
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Runtime:
     pool: ExclusivePool
     executor: Executor
     locks: LockKeys
+    subscriptions: Subscriptions
     server: Server
     failover: Failover
     _monitor: SentinelMonitor | None
@@ -131,6 +133,9 @@ class Runtime:
         self._monitor = self._make_monitor()
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
+        )
+        self.subscriptions = Subscriptions(
+            multiplexer=multiplexer, policy=self.policy, rng=self.rng
         )
         server = LockServer(multiplexer, self.pool)
         self.locks = LockKeys(server_of=partial(_only, server), moved=_do_nothing, rng=self.rng)
@@ -214,7 +219,7 @@ class Runtime:
         self._binding = LoopBinding()
         self._checks_use = False
         self.multiplexer.start()
-        follow_credentials(self._template, self.multiplexer)
+        follow_credentials(self._template, self.subscriptions)
         self._probe = probe = RedisProbe(self.multiplexer, self.policy, self.rng)
         self._attachment = self.health.start(
             probe,
@@ -255,6 +260,7 @@ class Runtime:
 
     def _health_changed(self, _dependency: Dependency) -> None:
         self.multiplexer.refresh()
+        self.subscriptions.refresh()
         if not self.health.available:
             self.pool.drop_all()
             self._ask_sentinels()
@@ -271,6 +277,7 @@ class Runtime:
         for peer in peers:
             target.avoid_peer(peer)
         if failure is not None:
+            self.subscriptions.leave_server(failure)
             multiplexer.leave_server(failure)
             return
         for connection in multiplexer.connections:
@@ -295,7 +302,7 @@ class Runtime:
         """Return why only a new process helps, or None, also while the client does not run."""
         if self._binding is None or self._binding.closed or self._closing is not None:
             return None
-        failure = self.multiplexer.liveness_failure()
+        failure = self.multiplexer.liveness_failure() or self.subscriptions.liveness_failure()
         if failure is None and self._monitor is not None:
             failure = self._monitor.liveness_failure()
         return failure
@@ -319,6 +326,7 @@ class Runtime:
         if self._binding is not None and self._binding.forked:
             return None  # the sockets belong to the parent process
         self._reports.close()
+        self.subscriptions.close()
         self.multiplexer.close()
         self._at_close.append(also)
         if self._closing is None:
@@ -339,6 +347,7 @@ class Runtime:
             await self._monitor.aclose()
         await self.pool.finish_recoveries()
         await self.locks.aclose()
+        await self.subscriptions.aclose()
         await self.multiplexer.aclose()
         await self.pool.aclose()
         if self._attachment is not None:
@@ -356,6 +365,7 @@ class Runtime:
         """Accept no more calls in a forked process: the parent uses the connections."""
         if self._binding is not None:
             self.multiplexer.disown()
+            self.subscriptions.disown()
 
     # -- clients that come and go ------------------------------------------------------------
 

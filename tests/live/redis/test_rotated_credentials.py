@@ -71,6 +71,23 @@ async def test_open_connections_authenticate_again_and_lose_nothing(redis_server
         assert redis._runtime.multiplexer.connections == connections
 
 
+async def test_subscriber_authenticates_again_and_misses_nothing(redis_server):
+    await redis_server.query("ACL", "SETUSER", "old", "on", ">one", "~*", "&*", "+@all")
+    await redis_server.query("ACL", "SETUSER", "new", "on", ">two", "~*", "&*", "+@all")
+    provider = Provider("old", "one")
+    async with (
+        ResilientRedis(port=redis_server.port, credential_provider=provider, protocol=3) as redis,
+        redis.pubsub() as subscriber,
+    ):
+        await subscriber.subscribe("c")
+        assert (await subscriber.get_message(timeout=5))["type"] == "subscribe"
+        await provider.rotate("new", "two")
+        listed = (await redis_server.query("CLIENT", "LIST", "TYPE", "pubsub")).decode()
+        assert "user=new" in listed
+        await redis.publish("c", "1")
+        assert (await subscriber.get_message(timeout=5))["data"] == b"1"
+
+
 async def test_refused_credentials_leave_the_old_ones_in_use_and_show_no_secret(
     redis_server, until_complete, caplog
 ):

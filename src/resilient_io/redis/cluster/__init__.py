@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .client import ResilientRedisCluster
 from .pipeline import ResilientClusterPipeline
+from .pubsub import ResilientClusterPubSub
 
-__all__ = ["ResilientClusterPipeline", "ResilientRedisCluster"]
+__all__ = ["ResilientClusterPipeline", "ResilientClusterPubSub", "ResilientRedisCluster"]

@@ -52,6 +52,7 @@ from .keys import KeySlots, merge_replies, node_flag, replica_may_answer
 from .multi_key import MultiKeyCommands
 from .nodes import read_stats
 from .pipeline import ResilientClusterPipeline
+from .pubsub import ResilientClusterPubSub
 from .replicas import ReadOptions, send_readonly
 from .runtime import ClusterRuntime
 from .slots import AddressRules
@@ -500,6 +501,29 @@ class ResilientRedisCluster(MultiKeyCommands):
         if shard_hint:
             raise RedisClusterException("shard_hint is deprecated in cluster mode")
         return ResilientClusterPipeline(self, transaction)
+
+    def pubsub(
+        self,
+        node: ClusterNode | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        **options: Any,
+    ) -> ResilientClusterPubSub:
+        """Return a subscriber, whose connections are replaced when they are lost.
+
+        Args:
+            node: The node for channels and patterns; None for any.
+            host: Its host, instead of `node`.
+            port: Its port.
+            **options: Those of `ResilientClusterPubSub`.
+
+        Raises:
+            ConfigurationError: A limit is not a positive integer.
+            redis.exceptions.RedisClusterException: The cluster does not have the node.
+        """
+        return ResilientClusterPubSub(
+            self, self._runtime, node=node, host=host, port=port, **options
+        )
 
     async def transaction(self, func: Any, *watches: Any, **options: Any) -> Any:
         """Call a function with a pipeline that watches keys, again if they changed meanwhile.

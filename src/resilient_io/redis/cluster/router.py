@@ -105,6 +105,7 @@ class Router:
         self._counts: Counter[Member | NoOwner] = Counter()
         self._changed_at = -math.inf  # loop time at which the table last changed
         self._ignored = 0  # refreshes in a row whose answers were older than the table
+        self._followers: list[Callable[[], None]] = []
         self._wanted = Signal()
         self._change: asyncio.Future[None] | None = None
         self._attempted = Signal()  # set when the first refresh has ended
@@ -214,6 +215,14 @@ class Router:
         await asyncio.wait([self.changed], timeout=min(left, _WAKE))
         return None
 
+    def add_follower(self, follow: Callable[[], None]) -> None:
+        """Call a function after each look at the table, before nodes that left are closed."""
+        self._followers.append(follow)
+
+    def remove_follower(self, follow: Callable[[], None]) -> None:
+        """Call a function no longer."""
+        self._followers = [each for each in self._followers if each != follow]
+
     @property
     def changed(self) -> asyncio.Future[None]:
         """A future that is done when the owner of any slot changes."""
@@ -235,8 +244,13 @@ class Router:
                 self._counts[before] -= 1
                 self._move_waiting(before)
             self._publish_change()
+            self._call_followers()
         self.refresh_soon()
         return member
+
+    def _call_followers(self) -> None:
+        for follow in list(self._followers):
+            follow()
 
     def importing(self, error: AskError, asked: Member) -> Member:
         """Return the node that ASK names, which gets this one call. The table stays as it is."""
@@ -438,6 +452,7 @@ class Router:
             self._reroute(dict.fromkeys(changed))
         await asyncio.sleep(0)
         self._notify(table)
+        self._call_followers()
         self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
 
     def _owners_of(self, table: SlotTable) -> list[Member | NoOwner]:

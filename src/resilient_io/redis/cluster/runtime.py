@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..scripts import ScriptBodies
     from .replicas import ReadOptions
     from .slots import Address, AddressRules, SlotTable
+    from .subscriber import ClusterSubscriber
 
 
 _LONGEST_FAILOVER = 15.0
@@ -105,6 +106,8 @@ class ClusterRuntime:
         self.reads = reads.make(self.router, rng)
         self._lag = None if self.reads is None else self.reads.lag
         self._cluster_health = ClusterHealth(health, self.router, down_share=down_share)
+        self.subscribers: list[ClusterSubscriber] = []
+        """Those that have not ended."""
         self._binding: LoopBinding | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closes = 0  # how often `aclose` was called
@@ -236,6 +239,9 @@ class ClusterRuntime:
         self.locks.close()
         if self._binding is None or self._binding.forked:
             return None  # not started, or the sockets belong to the parent process
+        for subscriber in list(self.subscribers):
+            subscriber.close(self._no_subscriber("the client was closed"))
+        self.subscribers.clear()
         self.router.close()
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(
@@ -266,3 +272,8 @@ class ClusterRuntime:
         """Accept no more calls in a forked process: the parent uses the connections."""
         if self._binding is not None:
             self.router.close()
+            for subscriber in self.subscribers:
+                subscriber.disown(self._no_subscriber("the process was forked"))
+
+    def _no_subscriber(self, reason: str) -> RedisClosed:
+        return RedisClosed(reason, dependency=self.health.name, operation="pubsub")

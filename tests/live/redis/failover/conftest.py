@@ -33,8 +33,9 @@ async def quick_setup() -> AsyncIterator[SentinelSetup]:
     """Return a set-up in which a silent master is down after 0.5 s."""
     async with SentinelSetup(down_after=0.5) as setup:
         for sentinel in setup.sentinels:
-            # Otherwise a new master counts as down before it has answered for the first time.
-            await sentinel.query("SENTINEL", "DEBUG", "ping-period", 100, "info-period", 200)
+            # A new master must answer before it counts as down, and facts about the replicas, which
+            # are at most 1 s old, must be younger than five of the first periods.
+            await sentinel.query("SENTINEL", "DEBUG", "ping-period", 250, "info-period", 250)
         yield setup
 
 
