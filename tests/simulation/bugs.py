@@ -681,7 +681,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "cancelled-calls-not-watched",
         "deadlines",
-        "redis/connection.py",
+        "redis/watchdog.py",
         """        if not waiting:
             return
         if self._loop""",

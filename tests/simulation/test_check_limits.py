@@ -369,7 +369,7 @@ def test_a_released_lock_is_not_held(case):
 
 
 @pytest.mark.parametrize(
-    "case", ["taken", "not taken", "released", "unknown", "another", "expired"]
+    "case", ["taken", "not taken", "released", "unknown", "another", "expired", "deleted"]
 )
 def test_a_failed_acquisition_has_taken_nothing(case):
     story = Story()
@@ -380,6 +380,8 @@ def test_a_failed_acquisition_has_taken_nothing(case):
         story.run("EVALSHA abc 1 lock0 token", 1)
     if case == "expired":
         story.wait(3.5)
+    if case == "deleted":
+        story.run("DEL lock0", 1)
     if case == "unknown":
         story.end(acquire, Outcome.UNKNOWN, error_bases=("OutcomeUnknown", "RedisError"))
     else:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from resilient_io.health import Attachment, Cause, Change, Topology
-    from resilient_io.link import LinkState
+    from resilient_io.health import Attachment, Cause, Change
 
     from .terminal import Interruption
 
@@ -170,12 +169,7 @@ class WatchedDependency(Dependency):
     def start(
         self,
         probe: Callable[[bool], Awaitable[float]],
-        *,
-        last_reply: Callable[[], float],
-        links: Callable[[], Sequence[LinkState]] = tuple,
-        queued: Callable[[], float] = float,
-        keep_alive: Callable[[], object] = tuple,
-        topology: Callable[[], Topology] | None = None,
+        **functions: Any,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -190,14 +184,7 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(
-            measured,
-            last_reply=last_reply,
-            links=links,
-            queued=queued,
-            keep_alive=keep_alive,
-            topology=topology,
-        )
+        return super().start(measured, **functions)
 
     @property
     def age(self) -> float:

@@ -13,7 +13,7 @@ from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
 from .machine import Machine
-from .prober import Client, Prober
+from .prober import Client, Prober, never
 from .states import (
     Cause,
     Change,
@@ -288,6 +288,7 @@ class Dependency:
         queued: Callable[[], float] = float,
         keep_alive: Callable[[], object] = tuple,
         topology: Callable[[], Topology] | None = None,
+        replied_elsewhere: Callable[[], float] = never,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -308,6 +309,9 @@ class Dependency:
                 connection. It must not raise.
             topology: Returns the servers that the client knows, without contacting them; None for
                 a single server.
+            replied_elsewhere: Returns the loop time at which the same server last answered a client
+                of another dependency, if this one needs no probe within an interval of that;
+                otherwise `-math.inf`.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -322,6 +326,7 @@ class Dependency:
             ("queued", queued),
             ("keep_alive", keep_alive),
             ("topology", topology or tuple),
+            ("replied_elsewhere", replied_elsewhere),
         ):
             if not callable(function):
                 raise TypeError(
@@ -331,7 +336,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply, links, queued, keep_alive, topology)
+        client = Client(probe, last_reply, links, queued, keep_alive, topology, replied_elsewhere)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 

@@ -63,7 +63,7 @@ async def test_cluster_survives_every_change():
         assert not set(ports) & set(cluster.ports)
         third.master.kill()
         async with asyncio.timeout(20):
-            while (await cluster.shard_of(SLOT_OF_A)).master is third.master:  # noqa: ASYNC110 (no event)
+            while (await cluster.shard_of(SLOT_OF_A)).master is third.master:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await cluster.restart()
         third.master.freeze()

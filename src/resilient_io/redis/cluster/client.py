@@ -18,6 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.exceptions import RedisClusterException, RedisError, WatchError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.deadlines import current_deadline
@@ -31,6 +32,7 @@ from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
 from ..options import (
     ConnectionSettings,
@@ -48,6 +50,7 @@ from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
 from .keys import KeySlots, merge_replies, node_flag, replica_may_answer
 from .multi_key import MultiKeyCommands
+from .nodes import read_stats
 from .pipeline import ResilientClusterPipeline
 from .replicas import ReadOptions, send_readonly
 from .runtime import ClusterRuntime
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
 
     from ..attempt import Call
     from ..commands import CommandSpec
+    from ..instrumentation import Tracing
+    from ..stats import RedisStats
     from .nodes import Member
     from .slots import Node
 
@@ -122,6 +127,7 @@ class ResilientRedisCluster(MultiKeyCommands):
     _origin: ResilientRedisCluster | None = None
     """The client of which this is a view. A view keeps it from being collected."""
     _closed: bool = False  # whether `aclose` was the last that was called
+    _tracing: Tracing | None = None
 
     def __init__(
         self,
@@ -163,6 +169,8 @@ class ResilientRedisCluster(MultiKeyCommands):
                 f"db={given['db']!r} does not exist in a cluster, which has only database 0: omit "
                 f"it, and use a prefix for keys instead"
             )
+        # Its handler would refer to this client, and reconnect healthy nodes.
+        given["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
         with explain_options():
             super().__init__(
                 host=host,
@@ -307,6 +315,14 @@ class ResilientRedisCluster(MultiKeyCommands):
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Send a command that cannot take the hot path."""
+        tracing = self._tracing
+        if tracing is None:
+            return await self._execute_untraced(args, options)
+        before = tracing.current()
+        with traced(tracing), tracing.command(operation_of(args), before):
+            return await self._execute_untraced(args, options)
+
+    async def _execute_untraced(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         options.pop("keys", None)
         targets = options.pop("target_nodes", None)
         await self._ensure_open(args[0])
@@ -378,7 +394,7 @@ class ResilientRedisCluster(MultiKeyCommands):
         return merge_replies(command.args, named, self.result_callbacks, command.options)
 
     async def _execute_on(self, node: ClusterNode, command: Command) -> Any:
-        address = (node.host, int(node.port))
+        address = self._driver_nodes.address_of(node)
         own = Command(command.spec, command.args, dict(command.options))
         return await self._run(own, slot=None, member=self._router.members.get(address))
 
@@ -507,6 +523,14 @@ class ResilientRedisCluster(MultiKeyCommands):
                 else:
                     return value if options.get("value_from_callable") else replies
 
+    if not TYPE_CHECKING:  # type checkers see redis-py's own signature
+
+        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
+            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
+            if more or options:
+                return super().set(name, value, *more, **options)
+            return self.execute_command("SET", name, value)
+
     def lock(  # noqa: PLR0917 (redis-py's signature)
         self,
         name: KeyT,
@@ -621,6 +645,14 @@ class ResilientRedisCluster(MultiKeyCommands):
         opened = (member for member in self._router.members if member.opened)
         return {member.name: member.health for member in opened}
 
+    def stats(self) -> RedisStats:
+        """Return the counters of all nodes together: calls, outcomes, retries, latencies."""
+        return read_stats(self._router.members, self._runtime.executor)
+
+    def trace_with(self, tracing: Tracing) -> None:
+        """Create spans of all commands from now on, and of those of later views."""
+        self._tracing, self._hot = tracing, False
+
     def set_retry(self, retry: Any) -> NoReturn:  # noqa: ARG002 (redis-py's signature)
         """Refuse: the policy decides about retries.
 
@@ -665,7 +697,7 @@ class ResilientRedisCluster(MultiKeyCommands):
 
     def _mark_open(self) -> None:
         self._closed = False
-        self._hot = self._packer.direct and not self._deliberate
+        self._hot = self._packer.direct and not self._deliberate and self._tracing is None
 
     async def aclose(self) -> None:
         """Close: every waiting call raises `Closed`, and every connection and task ends.

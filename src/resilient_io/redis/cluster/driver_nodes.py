@@ -14,7 +14,7 @@ from .slots import SlotTable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .slots import Node, Shard
+    from .slots import Address, Node, Shard
 
 
 class DriverNodes(NodesManager):
@@ -38,6 +38,7 @@ class DriverNodes(NodesManager):
         self._epoch = 0
         self._table = SlotTable()
         self._made: dict[str, ClusterNode] = {}
+        self._addresses: dict[str, Address] = {}
         self._default: ClusterNode | None = None
         self._listeners: list[Callable[[], None]] = []
 
@@ -49,6 +50,8 @@ class DriverNodes(NodesManager):
             return
         names = {node.name for node in table.nodes.values()}
         self._made = {name: node for name, node in self._made.items() if name in names}
+        kept = [node.name for node in self._made.values()]
+        self._addresses = {name: self._addresses[name] for name in kept}
         if self._default is not None and self._default.name not in names:
             self._default = None
 
@@ -59,8 +62,14 @@ class DriverNodes(NodesManager):
             made = self._made[node.name] = ClusterNode(
                 node.host, node.port, server_type, **self.connection_kwargs
             )
+            # redis-py 8.1 replaces the name "localhost" by its address.
+            self._addresses[made.name] = node.address
         made.server_type = server_type
         return made
+
+    def address_of(self, node: ClusterNode) -> Address:
+        """Return where to connect to for redis-py's object."""
+        return self._addresses.get(node.name) or (node.host, int(node.port))
 
     async def aclose(self, _attr: str = "nodes_cache") -> None:
         """Close the connections that redis-py's own methods have opened to nodes, if any."""

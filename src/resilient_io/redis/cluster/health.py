@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
-from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+from resilient_io.health import Cause, ProbeDegraded, ProbeFailed, State, Topology, TopologyServer
+from resilient_io.text import format_address
 
 if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency
@@ -38,7 +40,11 @@ class ClusterHealth:
 
     def start(self) -> None:
         """Start to derive the state. The nodes' changes are taken into account immediately."""
-        self._attachment = self._health.start(self._probe, last_reply=lambda: -math.inf)
+        self._attachment = self._health.start(
+            self._probe,
+            last_reply=lambda: -math.inf,
+            topology=partial(read_topology, self._router),
+        )
 
     def update(self, _node: Dependency) -> None:
         """Derive the state again: that of a node has changed."""
@@ -89,3 +95,34 @@ def _whose(lost: dict[Member, int]) -> str:
     names = [member.name for member in lost]
     shown = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
     return f", shard of {shown}" if len(names) == 1 else f", shards of {shown}"
+
+
+def read_topology(router: Router) -> Topology:
+    """Return the nodes that the slot table names, without contacting any."""
+    slots = {member.address: count for member, count in router.slots.items()}
+    masters = [
+        TopologyServer(
+            address=format_address(*shard.master.address),
+            role="master",
+            state=_state(router, shard.master.address),
+            slots=slots.get(shard.master.address, 0),
+        )
+        for shard in router.table.shards
+    ]
+    replicas = [
+        TopologyServer(
+            address=format_address(*node.address),
+            role="replica",
+            state=_state(router, node.address),
+            master=format_address(*shard.master.address),
+        )
+        for shard in router.table.shards
+        for node in shard.replicas
+    ]
+    served = sum(each.slots or 0 for each in masters if each.state != State.DOWN)
+    return Topology(servers=(*masters, *replicas), slots=SLOTS, slots_served=served)
+
+
+def _state(router: Router, address: tuple[str, int]) -> str:
+    member = router.members.find(address)
+    return member.health.state.value if member is not None and member.opened else "unknown"

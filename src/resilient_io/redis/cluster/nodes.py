@@ -12,11 +12,13 @@ from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import RedisError
 
 from resilient_io.health import Cause, ClientDependency
+from resilient_io.histogram import Latencies
 from resilient_io.text import format_address
 
 from ..connect import RedisTarget, StallTolerantTimeout, abort, connect, exchange
 from ..errors import ConnectionFailure
 from ..runtime import Runtime
+from ..stats import RedisStats
 
 if TYPE_CHECKING:
     import random
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..attempt import Search, Server
     from ..connection import MultiplexedConnection
+    from ..executor import Executor
     from ..multiplexer import Multiplexer
     from ..options import ConnectionSettings
     from ..pool import ExclusivePool
@@ -294,6 +297,30 @@ async def _nothing_else() -> None:
     """Close nothing more."""
 
 
+class NodeTotals:
+    """The counters of nodes that were left, so that totals never decrease."""
+
+    def __init__(self) -> None:
+        self.replies = self.sent = self.received = 0
+        self.latencies = Latencies()
+
+    def add(self, member: Member) -> None:
+        """Add the counters of a node."""
+        multiplexer = member.multiplexer
+        replies, sent, received = multiplexer.traffic
+        self.replies += replies
+        self.sent += sent
+        self.received += received
+        self.latencies.add(multiplexer.latencies)
+
+    def copy(self) -> NodeTotals:
+        """Return a copy, to which the counters of the present nodes can be added."""
+        copied = NodeTotals()
+        copied.replies, copied.sent, copied.received = self.replies, self.sent, self.received
+        copied.latencies.add(self.latencies)
+        return copied
+
+
 class Members:
     """The nodes of a cluster that are known, by address.
 
@@ -308,6 +335,8 @@ class Members:
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self.left = NodeTotals()
+        """The counters of the nodes that have left."""
 
     def __iter__(self) -> Iterator[Member]:
         """Iterate over the members."""
@@ -352,12 +381,22 @@ class Members:
             member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
         )
         self._leaving[member] = task
-        task.add_done_callback(lambda _: self._leaving.pop(member, None))
+        task.add_done_callback(partial(self._left, member))
+
+    def _left(self, member: Member, _task: asyncio.Task[None]) -> None:
+        self._leaving.pop(member, None)
+        self.left.add(member)
 
     @property
     def all(self) -> list[Member]:
         """The members, also those that left and have calls in flight."""
         return [*self._known.values(), *self._leaving]
+
+    def forget_loop(self) -> None:
+        """Forget the tasks and times of a loop that was closed."""
+        self._leaving.clear()
+        for member in self:
+            member.suspected_at = -math.inf
 
     async def aclose(self) -> None:
         """Close every member."""
@@ -367,3 +406,28 @@ class Members:
         closing = [asyncio.ensure_future(member.aclose()) for member in self.all]
         if leaving or closing:
             await asyncio.wait([*leaving, *closing])
+
+
+def read_stats(members: Members, executor: Executor) -> RedisStats:
+    """Return the counters of a cluster client: those of all nodes together."""
+    totals = members.left.copy()
+    opened = [member for member in members.all if member.opened]
+    for member in opened:
+        totals.add(member)
+    connections = [each for member in opened for each in member.multiplexer.connections]
+    return RedisStats(
+        replies=totals.replies,
+        ended=dict(executor.ended),
+        refused=executor.refusals,
+        retries=executor.retries,
+        connections=len(connections),
+        exclusive=sum(member.pool.open for member in opened),
+        in_flight=sum(connection.in_flight for connection in connections),
+        waiting=sum(member.multiplexer.waiting for member in opened),
+        bytes_sent=totals.sent,
+        bytes_received=totals.received,
+        budget=executor.budget.tokens,
+        latency=totals.latencies.quantiles,
+        latency_total=totals.latencies.total,
+        latency_counts=totals.latencies.counts,
+    )

@@ -275,7 +275,9 @@ class ResilientClusterPipeline(ClusterPipeline):
                 f"{spec.name} goes to {len(nodes)} nodes, and a command of a pipeline to one: send "
                 f"it without a pipeline, or pass target_nodes= with one node"
             )
-        member: Member = self._client._router.members.get((nodes[0].host, int(nodes[0].port)))
+        member: Member = self._client._router.members.get(
+            self._client._driver_nodes.address_of(nodes[0])
+        )
         return member
 
     def _by_node(self, commands: Sequence[QueuedCommand]) -> list[list[QueuedCommand]]:

@@ -150,6 +150,9 @@ class Router:
     def forget_loop(self) -> None:
         """Forget the tasks of a loop that was closed."""
         self._task, self._asking, self._change = None, [], None
+        self._moved.clear()
+        self._changed_at = -math.inf  # the times of two loops cannot be compared
+        self.members.forget_loop()
 
     # -- for calls -----------------------------------------------------------------------------
 

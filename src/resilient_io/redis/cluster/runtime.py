@@ -139,7 +139,7 @@ class ClusterRuntime:
         self.locks.server_changed()
 
     def _expect_failovers(self) -> None:
-        """Let calls wait for the successor of a master, within their deadlines."""
+        """Make calls wait for the successor of a master, within their deadlines."""
         has_replicas = any(shard.replicas for shard in self.router.table.shards)
         self._failover.expect(_LONGEST_FAILOVER if has_replicas else 0.0)
 

@@ -18,6 +18,12 @@ async def client(shared_redis_cluster: RedisServerCluster) -> AsyncIterator[Resi
         yield client
 
 
+@pytest.fixture
+def shared_cluster_url(_cluster_of_session: RedisServerCluster) -> str:
+    """Return the URL of the shared cluster, for tests with event loops of their own."""
+    return _cluster_of_session.url
+
+
 @pytest.fixture(scope="session")
 def _breakable() -> Iterator[RedisServerCluster]:
     cluster = RedisServerCluster(replicas=1, node_timeout=NODE_TIMEOUT)

@@ -2,16 +2,50 @@
 
 import asyncio
 import gc
+import re
+import weakref
 
 import pytest
 import redis.asyncio as redis_py
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio.cluster import ClusterNode
+from redis.auth.token import SimpleToken
+from redis.credentials import StreamingCredentialProvider
 
 import resilient_io
-from resilient_io import ConfigurationError, DependencyUnavailable, State
+from resilient_io import ConfigurationError, DependencyUnavailable, HealthMonitor, State
 from resilient_io.redis import RedisClosed, ResilientRedisCluster, RouteRefused
 from resilient_io.redis.errors import CrossSlotKeys
-from resilient_io.testing import RedisServer, cancel_everywhere, free_port
+from resilient_io.telemetry.prometheus import PrometheusMetrics
+from resilient_io.telemetry.tracing import trace
+from resilient_io.testing import RedisServer, RedisServerCluster, cancel_everywhere, free_port
+
+
+class RotatingProvider(StreamingCredentialProvider):
+    """A provider whose password changes while connections are open."""
+
+    def __init__(self, password):
+        self._password = password
+        self._listener = None
+
+    def get_credentials(self):
+        return "default", self._password
+
+    def on_next(self, callback):
+        self._listener = callback
+
+    def on_error(self, callback):
+        pass
+
+    def is_streaming(self):
+        return True
+
+    async def rotate(self, password):
+        """Send a new password to the listener."""
+        self._password = password
+        await self._listener(SimpleToken(password, 0, 0, {"oid": "default"}))
 
 
 async def test_client_is_a_cluster_client_of_redis_py(client):
@@ -182,3 +216,86 @@ async def test_call_can_be_cancelled_everywhere(client):
     report = await cancel_everywhere(call)
     assert not report.findings
     assert await client.get("a") == b"1"
+
+
+async def test_counters_and_topology_are_those_of_all_nodes(client, shared_redis_cluster):
+    await asyncio.gather(*(client.incr(f"key{number}") for number in range(100)))
+    stats = client.stats()
+    assert stats.replies >= 100
+    assert stats.connections >= 3
+    assert stats.latency["p50"] is not None
+    topology = client.health.topology
+    assert topology is not None
+    assert topology.slots_served == topology.slots == 16384
+    assert [server.slots for server in topology.masters] == [5461, 5461, 5462]
+    assert {server.address for server in topology.masters} == {
+        f"127.0.0.1:{port}" for port in shared_redis_cluster.ports
+    }
+
+
+async def test_metrics_and_spans_include_the_cluster_client(client):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace(client, tracer_provider=provider)
+    await client.set("a", 1)
+    assert [span.name for span in exporter.get_finished_spans()] == ["SET"]
+    page, _ = PrometheusMetrics(HealthMonitor(client.health), [client]).render()
+    assert b'client="redis",dependency="redis cluster' in page
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the loops that end without a close
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_client_continues_in_the_next_event_loop(shared_cluster_url):
+    client = ResilientRedisCluster.from_url(shared_cluster_url)
+
+    async def use() -> None:
+        for key in ("a", "b", "c"):
+            await client.incr(key)
+
+    async def close() -> None:
+        await use()
+        await client.aclose()
+
+    asyncio.run(use())
+    asyncio.run(use())
+    asyncio.run(close())
+    gc.collect()
+
+
+async def test_client_that_is_dropped_is_collected_and_closes(shared_redis_cluster, no_leaks):
+    client = ResilientRedisCluster.from_url(shared_redis_cluster.url)
+    await client.set("a", 1)
+    runtime, alive = client._runtime, weakref.ref(client)
+    with pytest.warns(ResourceWarning, match="unclosed client"):  # noqa: PT031
+        del client
+        gc.collect()
+    assert alive() is None
+    async with asyncio.timeout(5):
+        while runtime.running:  # noqa: ASYNC110 (there is no event)
+            await asyncio.sleep(0.01)
+
+
+async def authentications(node):
+    """Return how often clients have authenticated, including the connection that asks."""
+    stats = await node.query("INFO", "commandstats")
+    return int(re.search(rb"cmdstat_auth:calls=(\d+)", stats)[1])
+
+
+async def test_rotated_credentials_reach_the_connections_to_all_nodes():
+    provider = RotatingProvider("first")
+    async with (
+        RedisServerCluster(password="first") as cluster,
+        ResilientRedisCluster(
+            "127.0.0.1", cluster.ports[0], credential_provider=provider
+        ) as client,
+    ):
+        for key in ("a", "b", "c"):
+            await client.set(key, 1)
+        for node in cluster.nodes:
+            await node.query("ACL", "SETUSER", "default", ">second")
+        await asyncio.sleep(0.1)  # until both connections to each node are open
+        before = [await authentications(node) for node in cluster.nodes]
+        await provider.rotate("second")
+        after = [await authentications(node) for node in cluster.nodes]
+        assert all(new - old >= 2 for old, new in zip(before, after, strict=True))
