@@ -159,6 +159,7 @@ class Member:
         address: Host and port.
         hot: Its multiplexer, for the hot path: `hot.fast` is None unless everything is well.
         suspected_at: Loop time at which it last failed, or -inf if it has answered since.
+        left: Whether it is no longer a node of the cluster, so it must not be opened again.
     """
 
     hot: Multiplexer | _Unopened
@@ -170,10 +171,13 @@ class Member:
         *,
         search: Search,
         suspected: Callable[[Member], None],
+        may_open: Callable[[], bool],
     ) -> None:
         self.address = address
         self.suspected_at = -math.inf
+        self.left = False
         self.hot = _UNOPENED
+        self._may_open = may_open
         self._settings = settings
         self._search = search
         self._suspected = suspected
@@ -261,13 +265,15 @@ class Member:
         return not (in_flight or multiplexer.waiting or self.pool.in_use)
 
     async def open(self) -> None:
-        """Open its connections, unless they are: nothing waits for them here."""
+        """Open its connections, unless they are, or the client is closed meanwhile."""
         if self.runtime.executor.closed:
             await self.runtime.reopen()
         self.start()
 
     def start(self) -> None:
-        """Open its connections in the running loop. Idempotent."""
+        """Open its connections in the running loop, unless the client is closed. Idempotent."""
+        if self.left or not self._may_open():
+            return
         self.runtime.start()
         self.hot = self.runtime.multiplexer
 
@@ -335,6 +341,7 @@ class Members:
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self.closed = False
         self.left = NodeTotals()
         """The counters of the nodes that have left."""
 
@@ -355,9 +362,20 @@ class Members:
         member = self._known.get(address)
         if member is None:
             member = self._known[address] = Member(
-                address, self._settings, search=self._search, suspected=self._suspected
+                address,
+                self._settings,
+                search=self._search,
+                suspected=self._suspected,
+                may_open=self._may_open,
             )
         return member
+
+    def current(self, member: Member) -> Member:
+        """Return a member, or if it has left, the one at its address that replaces it."""
+        return self.get(member.address) if member.left else member
+
+    def _may_open(self) -> bool:
+        return not self.closed
 
     def carrying(self, connection: object) -> Member | None:
         """Return the member whose shared connection this is, or None."""
@@ -375,6 +393,7 @@ class Members:
 
     def _leave(self, member: Member) -> None:
         del self._known[member.address]
+        member.left = True
         if not member.opened:
             return
         task = asyncio.get_running_loop().create_task(
@@ -399,7 +418,8 @@ class Members:
             member.suspected_at = -math.inf
 
     async def aclose(self) -> None:
-        """Close every member."""
+        """Close every member. None is opened before `closed` is reset."""
+        self.closed = True
         leaving = list(self._leaving.values())
         for task in leaving:
             task.cancel()
