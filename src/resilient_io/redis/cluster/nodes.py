@@ -174,8 +174,8 @@ class Member:
         may_open: Callable[[], bool],
     ) -> None:
         self.address = address
-        self.suspected_at = -math.inf
         self.left = False
+        self.suspected_at = -math.inf
         self.hot = _UNOPENED
         self._may_open = may_open
         self._settings = settings
@@ -252,6 +252,14 @@ class Member:
         return self.suspected_at > -math.inf or not self.health.available
 
     @property
+    def lost(self) -> bool:
+        """Whether its slots are not served, as far as is known."""
+        if not self.opened:
+            return False
+        health = self.health
+        return not health.available or (health.refusing and health.cause is Cause.CLUSTER_DOWN)
+
+    @property
     def connection(self) -> MultiplexedConnection | None:
         """An open connection for a question of the library itself, or None."""
         running = self._runtime is not None and self._runtime.running
@@ -289,6 +297,7 @@ class Member:
         """Close it after the last reply: it is no longer a node of the cluster."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_FAREWELL
+        await asyncio.sleep(_LAST_REPLIES)  # a call may be about to use it
         while not self.idle and loop.time() < until:  # noqa: ASYNC110 (several events end it)
             await asyncio.sleep(_LAST_REPLIES)
         await self.aclose()
@@ -394,17 +403,25 @@ class Members:
     def _leave(self, member: Member) -> None:
         del self._known[member.address]
         member.left = True
-        if not member.opened:
-            return
-        task = asyncio.get_running_loop().create_task(
-            member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
-        )
-        self._leaving[member] = task
-        task.add_done_callback(partial(self._left, member))
+        if member.opened:
+            self._linger(member)
 
-    def _left(self, member: Member, _task: asyncio.Task[None]) -> None:
+    def _linger(self, member: Member) -> None:
+        """Close a member that has left, when no call uses it any more."""
+        if member not in self._leaving:
+            task = asyncio.get_running_loop().create_task(
+                member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
+            )
+            self._leaving[member] = task
+            task.add_done_callback(partial(self._forget, member))
+
+    def _forget(self, member: Member, task: asyncio.Task[None]) -> None:
+        """Keep only the counters of a member that was closed."""
         self._leaving.pop(member, None)
-        self.left.add(member)
+        if member.runtime.running and not task.cancelled():
+            self._linger(member)  # a call has opened it again while it was closed
+        else:
+            self.left.add(member)
 
     @property
     def all(self) -> list[Member]:
