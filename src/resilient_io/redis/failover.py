@@ -24,6 +24,24 @@ HOLD = 5.0
 """Longest time, in seconds, for which calls are held for one attempt to fail over."""
 
 
+def log_failover(name: str, record: FailoverRecord) -> None:
+    """Write the log record of a failover that a client went through."""
+    _log.info(
+        "%s continues on %s, %.2f s after the failover was noticed; %d calls waited for it",
+        name,
+        record.master,
+        record.duration,
+        record.held,
+        extra={
+            "event": "failed_over",
+            "dependency": name,
+            "master": record.master,
+            "duration": record.duration,
+            "held": record.held,
+        },
+    )
+
+
 class Failover:
     """Whether a failover is in progress, whether one can be expected, and the latest ones.
 
@@ -105,20 +123,7 @@ class Failover:
         self.count += 1
         self.seconds += record.duration
         self.held += record.held
-        _log.info(
-            "%s continues on %s, %.2f s after the failover was noticed; %d calls waited for it",
-            self._name,
-            record.master,
-            record.duration,
-            record.held,
-            extra={
-                "event": "failed_over",
-                "dependency": self._name,
-                "master": record.master,
-                "duration": record.duration,
-                "held": record.held,
-            },
-        )
+        log_failover(self._name, record)
         self.end()
 
     def end(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
-from resilient_io.health import Cause, ProbeDegraded, ProbeFailed, State, Topology, TopologyServer
-from resilient_io.text import format_address
+from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
+
+from .topology import ClusterTopology
 
 if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency
@@ -36,14 +36,13 @@ class ClusterHealth:
         self._health = health
         self._router = router
         self._down_share = down_share
+        self._topology = ClusterTopology(health.name, router)
         self._attachment: Attachment | None = None
 
     def start(self) -> None:
         """Start to derive the state. The nodes' changes are taken into account immediately."""
         self._attachment = self._health.start(
-            self._probe,
-            last_reply=lambda: -math.inf,
-            topology=partial(read_topology, self._router),
+            self._probe, last_reply=lambda: -math.inf, topology=self._topology
         )
 
     def update(self, _node: Dependency) -> None:
@@ -65,7 +64,7 @@ class ClusterHealth:
             cause = Cause.SLOTS_LOST if failure is None else failure.cause
             detail = "no slot has an owner" if failure is None else failure.detail
             raise ProbeFailed(cause, detail, definite=True, answered=True)
-        lost = {member: count for member, count in owned.items() if _is_lost(member)}
+        lost = {member: count for member, count in owned.items() if member.lost}
         orphaned = SLOTS - sum(owned.values())
         count = sum(lost.values()) + orphaned
         if not count:
@@ -75,14 +74,6 @@ class ClusterHealth:
         if count / SLOTS >= self._down_share:
             raise ProbeFailed(cause, detail, definite=True, answered=True)
         raise ProbeDegraded(cause, detail)
-
-
-def _is_lost(member: Member) -> bool:
-    """Return whether the slots of a node are not served, as far as is known."""
-    if not member.opened:
-        return False
-    health = member.health
-    return not health.available or (health.refusing and health.cause is Cause.CLUSTER_DOWN)
 
 
 def _latency(member: Member) -> float:
@@ -95,34 +86,3 @@ def _whose(lost: dict[Member, int]) -> str:
     names = [member.name for member in lost]
     shown = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
     return f", shard of {shown}" if len(names) == 1 else f", shards of {shown}"
-
-
-def read_topology(router: Router) -> Topology:
-    """Return the nodes that the slot table names, without contacting any."""
-    slots = {member.address: count for member, count in router.slots.items()}
-    masters = [
-        TopologyServer(
-            address=format_address(*shard.master.address),
-            role="master",
-            state=_state(router, shard.master.address),
-            slots=slots.get(shard.master.address, 0),
-        )
-        for shard in router.table.shards
-    ]
-    replicas = [
-        TopologyServer(
-            address=format_address(*node.address),
-            role="replica",
-            state=_state(router, node.address),
-            master=format_address(*shard.master.address),
-        )
-        for shard in router.table.shards
-        for node in shard.replicas
-    ]
-    served = sum(each.slots or 0 for each in masters if each.state != State.DOWN)
-    return Topology(servers=(*masters, *replicas), slots=SLOTS, slots_served=served)
-
-
-def _state(router: Router, address: tuple[str, int]) -> str:
-    member = router.members.find(address)
-    return member.health.state.value if member is not None and member.opened else "unknown"

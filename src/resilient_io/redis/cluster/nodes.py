@@ -252,6 +252,14 @@ class Member:
         return self.suspected_at > -math.inf or not self.health.available
 
     @property
+    def lost(self) -> bool:
+        """Whether its slots are not served, as far as is known."""
+        if not self.opened:
+            return False
+        health = self.health
+        return not health.available or (health.refusing and health.cause is Cause.CLUSTER_DOWN)
+
+    @property
     def connection(self) -> MultiplexedConnection | None:
         """An open connection for a question of the library itself, or None."""
         running = self._runtime is not None and self._runtime.running
@@ -289,6 +297,7 @@ class Member:
         """Close it after the last reply: it is no longer a node of the cluster."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_FAREWELL
+        await asyncio.sleep(_LAST_REPLIES)  # a call may be about to use it
         while not self.idle and loop.time() < until:  # noqa: ASYNC110 (several events end it)
             await asyncio.sleep(_LAST_REPLIES)
         await self.aclose()
@@ -403,6 +412,7 @@ class Members:
         task.add_done_callback(partial(self._left, member))
 
     def _left(self, member: Member, _task: asyncio.Task[None]) -> None:
+        """Keep only the counters of a member that was closed."""
         self._leaving.pop(member, None)
         self.left.add(member)
 

@@ -99,6 +99,7 @@ class Router:
         self._rules = rules
         self._health = health
         self._notify = changed
+        self._listeners: list[Callable[..., None]] = []
         self._rng = rng
         self._interval = interval
         self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
@@ -273,6 +274,12 @@ class Router:
         """Wait until the table has been asked for once, successfully or not."""
         await self._attempted.wait()
 
+    def on_change(
+        self, listener: Callable[[Sequence[Member | NoOwner], Sequence[Member | NoOwner]], None]
+    ) -> None:
+        """Call a function with the old and the new owner of each slot, if any has changed."""
+        self._listeners.append(listener)
+
     @property
     def slots(self) -> dict[Member, int]:
         """The number of slots of each member that has any."""
@@ -431,6 +438,8 @@ class Router:
         del self._counts[NO_OWNER]
         if changed:
             self._changed_at = now
+            for listener in self._listeners:
+                listener(before, owners)
             self._reroute(dict.fromkeys(changed))
         await asyncio.sleep(0)
         self._notify(table)
