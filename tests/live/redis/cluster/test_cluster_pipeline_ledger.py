@@ -154,9 +154,11 @@ async def test_cancelled_pipelines_leak_nothing_while_a_master_changes(cluster, 
 
     shard = (await cluster.shards())[0]
     failover = asyncio.create_task(cluster.failover(shard.replicas[0]))
-    results = [await cancel() for _ in range(200)]
-    await failover
-    await ledger.stop()
+    try:
+        results = [await cancel() for _ in range(200)]
+        await failover
+    finally:
+        await ledger.stop()
     assert any(results)
     await ledger.check()
     members = [member for member in client._router.members if member.opened]
