@@ -174,8 +174,8 @@ class Member:
         may_open: Callable[[], bool],
     ) -> None:
         self.address = address
-        self.left = False
         self.suspected_at = -math.inf
+        self.left = False
         self.hot = _UNOPENED
         self._may_open = may_open
         self._settings = settings
@@ -403,25 +403,18 @@ class Members:
     def _leave(self, member: Member) -> None:
         del self._known[member.address]
         member.left = True
-        if member.opened:
-            self._linger(member)
+        if not member.opened:
+            return
+        task = asyncio.get_running_loop().create_task(
+            member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
+        )
+        self._leaving[member] = task
+        task.add_done_callback(partial(self._left, member))
 
-    def _linger(self, member: Member) -> None:
-        """Close a member that has left, when no call uses it any more."""
-        if member not in self._leaving:
-            task = asyncio.get_running_loop().create_task(
-                member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
-            )
-            self._leaving[member] = task
-            task.add_done_callback(partial(self._forget, member))
-
-    def _forget(self, member: Member, task: asyncio.Task[None]) -> None:
+    def _left(self, member: Member, _task: asyncio.Task[None]) -> None:
         """Keep only the counters of a member that was closed."""
         self._leaving.pop(member, None)
-        if member.runtime.running and not task.cancelled():
-            self._linger(member)  # a call has opened it again while it was closed
-        else:
-            self.left.add(member)
+        self.left.add(member)
 
     @property
     def all(self) -> list[Member]:
