@@ -224,10 +224,10 @@ async def test_remembered_scripts_are_bounded(client):
     first = await client.script_load("return 0")
     for number in range(1, 1100):
         scripts.remember(f"return {number}")
-    assert len(scripts._bodies) == len(scripts._hashes) == 1000
+    assert len(scripts.bodies._bodies) == len(scripts.bodies._hashes) == 1000
     assert first not in scripts
     for number in range(100):
         scripts.remember(f"return {number} -- {'x' * 100_000}")
-    assert scripts._size == sum(map(len, scripts._bodies.values())) <= 4 * 1024 * 1024
+    assert scripts.bodies._size == sum(map(len, scripts.bodies._bodies.values())) <= 4 * 1024 * 1024
     scripts.remember("x" * 2_000_000)
-    assert scripts._size <= 4 * 1024 * 1024
+    assert scripts.bodies._size <= 4 * 1024 * 1024

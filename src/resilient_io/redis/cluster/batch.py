@@ -172,6 +172,7 @@ class NodeBatch(Call):
         """Send commands to a node in one write, and take its replies."""
         if self._router.closed:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
+        member = self._router.members.current(member)
         await member.open()
         self.server = member.server
         self._sending = commands

@@ -89,16 +89,17 @@ class ClusterCall(Call):
         """Send the call to the node that has the slot now."""
         member, asking = self._importing, self._importing is not None
         self._importing = None
-        begun = self._inner is not None and self.server is None
-        if member is None:
-            found = await self._choose(limits) if not begun else self._member
-            if found is None or isinstance(found, AttemptFailed):
+        if self._member is not None and self._inner is not None and self.server is None:
+            member = self._member  # the hot path has begun the call there: see what became of it
+        else:
+            found = member or await self._choose(limits)
+            if isinstance(found, AttemptFailed):
                 return found
-            member = found
-        if self._router.closed:
-            return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
-        if not await _open(member, limits):
-            return limits.too_late()
+            member = self._router.members.current(found)
+            if not await _open(member, limits):
+                return limits.too_late()
+            if self._router.closed:
+                return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         if self._inner is None or member is not self._member or asking:
             self._inner, self._member = self._make(member, asking), member
         self.server = member.server

@@ -49,7 +49,7 @@ class KeySlots(dict[Any, int]):
         encode: Returns a key as it is sent, as redis-py's `Encoder.encode` does.
     """
 
-    def __init__(self, encode: Callable[[Any], bytes]) -> None:
+    def __init__(self, encode: Callable[[Any], bytes | bytearray | memoryview]) -> None:
         super().__init__()
         self._encode = encode
 

@@ -159,7 +159,7 @@ class Member:
         address: Host and port.
         hot: Its multiplexer, for the hot path: `hot.fast` is None unless everything is well.
         suspected_at: Loop time at which it last failed, or -inf if it has answered since.
-        left: Whether it is no longer a node of the cluster. A call may still have it.
+        left: Whether it is no longer a node of the cluster, so it must not be opened again.
     """
 
     hot: Multiplexer | _Unopened
@@ -171,16 +171,16 @@ class Member:
         *,
         search: Search,
         suspected: Callable[[Member], None],
-        linger: Callable[[Member], None],
+        may_open: Callable[[], bool],
     ) -> None:
         self.address = address
-        self.left = False
         self.suspected_at = -math.inf
+        self.left = False
         self.hot = _UNOPENED
+        self._may_open = may_open
         self._settings = settings
         self._search = search
         self._suspected = suspected
-        self._linger = linger
         self._runtime: Runtime | None = None
 
     def __repr__(self) -> str:
@@ -273,15 +273,15 @@ class Member:
         return not (in_flight or multiplexer.waiting or self.pool.in_use)
 
     async def open(self) -> None:
-        """Open its connections, unless they are: nothing waits for them here."""
+        """Open its connections, unless they are, or the client is closed meanwhile."""
         if self.runtime.executor.closed:
             await self.runtime.reopen()
         self.start()
 
     def start(self) -> None:
-        """Open its connections in the running loop. Idempotent."""
-        if self.left:
-            self._linger(self)
+        """Open its connections in the running loop, unless the client is closed. Idempotent."""
+        if self.left or not self._may_open():
+            return
         self.runtime.start()
         self.hot = self.runtime.multiplexer
 
@@ -350,6 +350,7 @@ class Members:
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self.closed = False
         self.left = NodeTotals()
         """The counters of the nodes that have left."""
 
@@ -374,9 +375,16 @@ class Members:
                 self._settings,
                 search=self._search,
                 suspected=self._suspected,
-                linger=self._linger,
+                may_open=self._may_open,
             )
         return member
+
+    def current(self, member: Member) -> Member:
+        """Return a member, or if it has left, the one at its address that replaces it."""
+        return self.get(member.address) if member.left else member
+
+    def _may_open(self) -> bool:
+        return not self.closed
 
     def carrying(self, connection: object) -> Member | None:
         """Return the member whose shared connection this is, or None."""
@@ -395,25 +403,18 @@ class Members:
     def _leave(self, member: Member) -> None:
         del self._known[member.address]
         member.left = True
-        if member.opened:
-            self._linger(member)
+        if not member.opened:
+            return
+        task = asyncio.get_running_loop().create_task(
+            member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
+        )
+        self._leaving[member] = task
+        task.add_done_callback(partial(self._left, member))
 
-    def _linger(self, member: Member) -> None:
-        """Close a member that has left, when no call uses it any more."""
-        if member not in self._leaving:
-            task = asyncio.get_running_loop().create_task(
-                member.close_when_idle(), name=f"resilient-io redis leave {member.name}"
-            )
-            self._leaving[member] = task
-            task.add_done_callback(partial(self._forget, member))
-
-    def _forget(self, member: Member, task: asyncio.Task[None]) -> None:
+    def _left(self, member: Member, _task: asyncio.Task[None]) -> None:
         """Keep only the counters of a member that was closed."""
         self._leaving.pop(member, None)
-        if member.runtime.running and not task.cancelled():
-            self._linger(member)  # a call has opened it again while it was closed
-        else:
-            self.left.add(member)
+        self.left.add(member)
 
     @property
     def all(self) -> list[Member]:
@@ -427,7 +428,8 @@ class Members:
             member.suspected_at = -math.inf
 
     async def aclose(self) -> None:
-        """Close every member."""
+        """Close every member. None is opened before `closed` is reset."""
+        self.closed = True
         leaving = list(self._leaving.values())
         for task in leaving:
             task.cancel()

@@ -60,6 +60,7 @@ _RETRY_BACKOFF = 0.05
 _RETRY_BACKOFF_CAP = 1.0
 _TRUSTED = 1.0  # seconds for which MOVED counts more than the answer of another node
 _SETTLING = (1.0, 5.0)  # seconds after a change at which the table is looked at again
+_IMPORTING = 30.0  # seconds after an ASK for which the connections to its node are kept
 _MOST_IGNORED = 5
 _WAKE = 0.1  # seconds between checks of a call that waits for the owner of its slot
 
@@ -102,6 +103,7 @@ class Router:
         self._rng = rng
         self._interval = interval
         self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
+        self._importing: dict[Address, float] = {}  # nodes that ASK named, with the latest time
         self._counts: Counter[Member | NoOwner] = Counter()
         self._changed_at = -math.inf  # loop time at which the table last changed
         self._ignored = 0  # refreshes in a row whose answers were older than the table
@@ -117,7 +119,7 @@ class Router:
     def start(self) -> None:
         """Start the task that refreshes the table. Idempotent."""
         if self._task is None:
-            self.closed = False
+            self.closed = self.members.closed = False
             self._wanted, self._attempted = Signal(), Signal()
             self._wanted.set()
             self._task = asyncio.get_running_loop().create_task(
@@ -153,6 +155,7 @@ class Router:
         """Forget the tasks of a loop that was closed."""
         self._task, self._asking, self._change = None, [], None
         self._moved.clear()
+        self._importing.clear()
         self._changed_at = -math.inf  # the times of two loops cannot be compared
         self.members.forget_loop()
 
@@ -254,7 +257,9 @@ class Router:
 
     def importing(self, error: AskError, asked: Member) -> Member:
         """Return the node that ASK names, which gets this one call. The table stays as it is."""
-        return self.members.get(self._address_in(error, asked))
+        address = self._address_in(error, asked)
+        self._importing[address] = asyncio.get_running_loop().time()
+        return self.members.get(address)
 
     def _address_in(self, error: AskError, asked: Member) -> Address:
         return self._rules.resolve(error.host, int(error.port), asked.address[0])
@@ -262,7 +267,7 @@ class Router:
     def has_taken_over(self, slot: int, member: Member) -> bool:
         """Return whether another node has a slot that a member had."""
         owner = self.owners[slot]
-        return isinstance(owner, Member) and owner is not member
+        return isinstance(owner, Member) and owner.address != member.address
 
     def suspect(self, member: Member) -> None:
         """Refresh the table, without asking this member, until it answers or has no slots."""
@@ -453,7 +458,12 @@ class Router:
         await asyncio.sleep(0)
         self._notify(table)
         self._call_followers()
-        self.members.keep([*table.nodes, *(address for address, _ in self._moved.values())])
+        # A master without slots is not in the table while it gets its first one.
+        self._importing = {
+            address: at for address, at in self._importing.items() if at > now - _IMPORTING
+        }
+        moved = (address for address, _ in self._moved.values())
+        self.members.keep([*table.nodes, *moved, *self._importing])
 
     def _owners_of(self, table: SlotTable) -> list[Member | NoOwner]:
         """Return the owner of each slot."""

@@ -73,7 +73,9 @@ class _Ledger:
 
     async def check(self):
         stored = Counter()
-        async for key in self.client.scan_iter("*list*"):
+        # By name: SCAN may ask a former master, which has no keys while it synchronizes.
+        keys = [f"list{caller}:{each}" for caller in range(_CALLERS) for each in range(_LISTS)]
+        for key in [*keys, *(f"{{list{caller}}}:0" for caller in range(_CALLERS))]:
             stored.update(item.decode() for item in await self.client.lrange(key, 0, -1))
         assert [item for item, count in stored.items() if count > 1] == []  # duplicates
         assert self.pushed - stored == Counter()  # lost
@@ -112,6 +114,7 @@ async def test_killed_master_fails_only_commands_of_its_own_shard(cluster, ledge
     assert {type(error).__name__ for _, error in ledger.errors} <= {
         "RedisOutcomeUnknown",
         "RedisUnavailable",
+        "RedisDeadlineExceeded",
     }
     assert [slot for slot, _ in ledger.errors if not shards[_KILLED].owns(slot)] == []
     await cluster.wait_until_ok()
@@ -151,9 +154,11 @@ async def test_cancelled_pipelines_leak_nothing_while_a_master_changes(cluster, 
 
     shard = (await cluster.shards())[0]
     failover = asyncio.create_task(cluster.failover(shard.replicas[0]))
-    results = [await cancel() for _ in range(200)]
-    await failover
-    await ledger.stop()
+    try:
+        results = [await cancel() for _ in range(200)]
+        await failover
+    finally:
+        await ledger.stop()
     assert any(results)
     await ledger.check()
     members = [member for member in client._router.members if member.opened]

@@ -1,5 +1,7 @@
 """Calls follow ASK and MOVED. Only MOVED changes the slot table."""
 
+import asyncio
+
 from redis.crc import key_slot
 
 TAG = "{a}"
@@ -41,3 +43,21 @@ async def test_script_and_blocking_pop_follow_ask(client, shared_redis_cluster):
         await migration.finish()
         await shared_redis_cluster.migrate(SLOT, third)
         await shared_redis_cluster.wait_until_ok()
+
+
+async def test_node_that_left_finishes_its_calls_and_is_not_opened_again(client):
+    await client.set("a", 1)
+    router = client._router
+    member = router.owners[key_slot(b"a")]
+    waiting = asyncio.create_task(client.blpop([f"{TAG}nothing"], timeout=0.3))
+    await asyncio.sleep(0.1)
+    router.members.keep([])
+    assert member.left
+    assert await waiting is None
+    async with asyncio.timeout(5):
+        while member.runtime.running:  # noqa: ASYNC110 (there is no event)
+            await asyncio.sleep(0.01)
+    await member.open()
+    assert not member.runtime.running
+    assert router.members.current(member) is not member
+    assert await client.get("a") == b"1"
