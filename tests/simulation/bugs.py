@@ -927,9 +927,9 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "name-not-set-on-new-connections",
         "sharing",
-        "redis/multiplexer.py",
-        "                    version = await self._session.apply(query, name)",
-        "                    version = self._session.version",
+        "redis/session.py",
+        "            self.client_name = _text(operands[0]) or None\n",
+        "            self.client_name = None\n",
         "A connection that is opened after CLIENT SETNAME has another name than the others.",
     ),
 )

@@ -46,7 +46,8 @@ class _Watched(NamedTuple):
     latency: float
     response_timeout: float
     timeout: float
-    probe: float
+    probe: float  # the longest time that a probe takes
+    connect: float  # the shortest after which one fails
     interval: float
     pings: bool  # whether its probe pings an open connection, or opens one that is not the caller's
 
@@ -174,7 +175,7 @@ def one_timeout_is_not_an_outage(index: Index) -> Iterator[Broken]:
     Only clients that keep a connection are examined: without one, each attempt to connect counts.
     """
     for watched in _watched(index):
-        shortest = min(watched.response_timeout / 2, watched.probe) + watched.probe
+        shortest = min(watched.response_timeout / 2, watched.connect) + watched.connect
         for change in index.history.health:
             if (
                 change.dependency != watched.name
@@ -395,13 +396,19 @@ def _watched(index: Index) -> Iterator[_Watched]:
 def _settings(setup: ClientSetup, latency: float) -> _Watched:
     health = _HEALTH | dict(setup.health)
     policy = setup.policy
+    response_timeout = policy.get("response_timeout", 2.0)
+    shortest = longest = policy.get("connect_timeout", 1.0)
+    if setup.protocol == 2 and "driver_info" in setup.options:
+        # Nothing is exchanged before the PING of the probe, which has the time of a response.
+        longest = max(longest, response_timeout)
     return _Watched(
         name=f"redis-{setup.label}",
         client=setup.label,
         latency=latency,
-        response_timeout=policy.get("response_timeout", 2.0),
+        response_timeout=response_timeout,
         timeout=health["timeout"],
-        probe=min(health["timeout"], policy.get("connect_timeout", 1.0)),
+        probe=min(health["timeout"], longest),
+        connect=min(health["timeout"], shortest),
         interval=health["interval"],
         pings=not setup.single and not setup.form.get("bare"),
     )
