@@ -243,9 +243,7 @@ class SentinelAddress:
             raise address
         if address is None:
             raise await self._unknown_name(ask)
-        if isinstance(facts, Exception):
-            raise facts
-        known = _as_dict(facts)
+        known = {} if isinstance(facts, Exception) else _as_dict(facts)  # forbidden, for example
         if self._least_others and int(known.get("num-other-sentinels", 0)) < self._least_others:
             raise MasterNotFoundError("a Sentinel knows too few others")
         replicas = [] if isinstance(listed, Exception) else [_as_dict(each) for each in listed]

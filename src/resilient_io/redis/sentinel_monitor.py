@@ -96,6 +96,7 @@ class SentinelMonitor:
         self._died: str | None = None
         self._asked = Signal()
         self._lost: dict[str, ConnectionFailure] = {}  # why a Sentinel has no subscription
+        self._undecided = False  # whether the latest answers did not name a master
         self._flagged = False  # whether a Sentinel was failing over when it was asked last
         self._different: dict[str, float] = {}  # since when a Sentinel names another master
         self._reported = ""
@@ -198,10 +199,12 @@ class SentinelMonitor:
         while True:
             await self._pause()
             self._asked.clear()
+            self._undecided = False
             try:
                 await self._source.ask()
             except (RedisError, OSError) as error:
-                self._health.note("sentinels not usable", detail=str(error))
+                self._undecided = True
+                self._health.note("no master known", detail=str(error))
             answers = [answer for answer in self._source.answers if answer is not None]
             down_after = max((answer.down_after for answer in answers), default=0.0)
             self._failover.expect(down_after + _ELECTION if answers else 0.0)
@@ -213,7 +216,8 @@ class SentinelMonitor:
 
     async def _pause(self) -> None:
         """Wait until the next question is due."""
-        trouble = self._lost or self._different or self._health.state is State.DOWN
+        down = self._health.state is State.DOWN
+        trouble = self._lost or self._different or self._undecided or down
         pause = _ASK_IN_TROUBLE if trouble else _ASK_SELDOM
         if self._failover.in_progress:
             pause = _ASK_IN_FAILOVER

@@ -88,6 +88,7 @@ async def test_ten_planned_failovers_in_a_row(setup, client, capsys, slack):
         began = asyncio.get_running_loop().time()
         for _ in range(10):
             await setup.fail_over()
+            await asyncio.sleep(1)  # the replicas follow the new master
         await asyncio.sleep(12)
         audit = await callers.audit()
     report("planned", callers.ledger, audit, began, capsys)
