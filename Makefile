@@ -20,7 +20,7 @@ versions = tests/unit tests/wire tests/live/lifecycle \
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
-demo: ## redis-py and ResilientRedis under the same faults, then a service on Kafka and Redis
+demo: ## redis-py and ResilientRedis under the same faults, then a service, then Sentinel failovers
 	$(kafka)
 	$(in_venv) test python -m demo $(ARGS)
 

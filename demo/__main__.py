@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from demo import redis_part, service_part
+from demo import failover_part, redis_part, service_part
 from demo.screen import Screen
 from resilient_io.testing import NoServerError, ServerDidNotStartError, find_kafka, find_redis
 
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m demo",
-        description="redis-py and ResilientRedis through the same faults; then a service between "
-        "Kafka and Redis, while both fail in turn",
+        description="redis-py and ResilientRedis through the same faults; a service between Kafka "
+        "and Redis, while both fail in turn; and both Redis clients through Sentinel failovers",
         epilog="exit code: 0 if the ledgers balance, 1 if not, 2 without a server",
     )
     parser.add_argument(
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="shorter faults; both Redis clients get socket_timeout=1, so that their timeouts fit",
     )
-    parser.add_argument("--only", choices=("redis", "kafka"), help="run one of the two parts")
+    parser.add_argument(
+        "--only", choices=("redis", "kafka", "failover"), help="run one of the three parts"
+    )
     options = parser.parse_args(arguments)
     screen = Screen()
     # The clients log each change of state, which the screen shows anyway.
@@ -66,16 +68,19 @@ async def _run(screen: Screen, *, quick: bool, only: str | None) -> bool:
     """Run the chosen parts; return whether all ledgers balance."""
     # Missing servers are reported before the first part, not after it.
     find_redis()
-    if only != "redis":
+    if only in (None, "kafka"):
         find_kafka()
     balanced = True
-    if only != "kafka":
+    if only in (None, "redis"):
         script = redis_part.QUICK if quick else redis_part.FULL
         balanced = await redis_part.perform(script, screen)
-    if only != "redis":
+    if only in (None, "kafka"):
         faults = service_part.QUICK if quick else service_part.FULL
         # Also after a failure of the first part.
         balanced = await service_part.perform(faults, screen) and balanced
+    if only in (None, "failover"):
+        failovers = failover_part.QUICK if quick else failover_part.FULL
+        balanced = await failover_part.perform(failovers, screen) and balanced
     return balanced
 
 

@@ -26,7 +26,7 @@ _LONGEST: Final = 66
 """Longest line of the timeline, in characters after the time."""
 
 Kind = Literal["fault", "good", "bad", "error"]
-What = Literal["lost replies", "killed", "frozen", "cut off"]
+What = Literal["lost replies", "killed", "frozen", "cut off", "failover"]
 
 
 class Outcome(enum.Enum):

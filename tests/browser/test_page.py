@@ -7,7 +7,14 @@ import re
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from resilient_io.health import Cause, Dependency, HealthMonitor
+from resilient_io.health import (
+    Cause,
+    Dependency,
+    FailoverRecord,
+    HealthMonitor,
+    Topology,
+    TopologyServer,
+)
 from resilient_io.kafka import ResilientKafkaConsumer, TopicPartition
 from resilient_io.serve import serve
 
@@ -107,6 +114,48 @@ async def test_headline_shows_the_state_of_the_service(page, state, headline):
         put(redis, state)
         await page.open(server.port)
         assert await page.text("#headline") == headline
+
+
+async def test_servers_behind_a_dependency_are_listed_with_their_state(page):
+    async def answers(_suspicious):
+        return 0.001
+
+    now = asyncio.get_running_loop().time()
+    latest = FailoverRecord(now - 110.0, 1.2, 20, "10.0.0.1:6379")
+    topology = Topology(
+        servers=(
+            TopologyServer(address="10.0.0.1:6379", role="master", state="up"),
+            TopologyServer(address="10.0.0.2:6379", role="replica", state="up", lag=1.0),
+            TopologyServer(address=LONG, role="replica", state="down"),
+        ),
+        master_since=now - 100.0,
+        sentinels=3,
+        sentinels_reached=2,
+        failovers=2,
+        latest=latest,
+    )
+    redis, single = Dependency("redis"), Dependency("single")
+    attachment = redis.start(answers, last_reply=lambda: -math.inf, topology=lambda: topology)
+    async with (
+        HealthMonitor(redis, single) as monitor,
+        serve(monitor, host=HOST, port=0) as server,
+    ):
+        await page.open(server.port)
+        summary = (await page.texts(".servers small"))[0]
+        assert summary.startswith("master for 1 min 40 s · 2 of 3 Sentinels reached · 2 failovers")
+        assert summary.endswith(": 1.2 s, 20 calls held")
+        assert [line.split("\n") for line in await page.texts(".servers li")] == [
+            ["10.0.0.1:6379", "master"],
+            ["10.0.0.2:6379", "replica, 1 s behind"],
+            [LONG, "replica, down"],
+        ]
+        hidden = await page.run(
+            "return [...document.querySelectorAll('.servers')].map((row) => row.hidden)"
+        )
+        assert hidden == [False, True]
+        await page.look(390)
+        assert await page.run("return document.documentElement.scrollWidth") <= 390
+    await attachment.detach()
 
 
 async def test_headline_shows_a_service_that_is_draining_or_stuck(page):

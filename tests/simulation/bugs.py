@@ -289,7 +289,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "timed-out-connection-reused",
         "reply matching",
         "redis/pool.py",
-        "clean = not isinstance(reply, AttemptFailed)",
+        "clean = not isinstance(reply, AttemptFailed | _StillWaiting)",
         "clean = connection.is_connected",
         "The late reply to a BLPOP that timed out becomes the result of another caller's call.",
     ),
@@ -467,7 +467,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "second-probe-not-hurried",
         "health",
         "health/prober.py",
-        "        self._suspected = machine.state is not State.DOWN\n",
+        "        self._suspected = machine.contact is not State.DOWN\n",
         "",
         "After a probe that timed out, the next one waits for the interval, so DOWN is late.",
     ),
@@ -681,7 +681,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "cancelled-calls-not-watched",
         "deadlines",
-        "redis/connection.py",
+        "redis/watchdog.py",
         """        if not waiting:
             return
         if self._loop""",
@@ -879,5 +879,57 @@ BUGS: tuple[PlantedBug, ...] = (
         "native = command.spec.known and not command.spec.name.startswith(SCRIPTED)",
         "native = command.spec.known",
         "A script that wrote before one of its commands was refused is executed again.",
+    ),
+    # -- clients that share a pool -----------------------------------------------------------
+    PlantedBug(
+        "dropped-client-still-counts",
+        "sharing",
+        "redis/client.py",
+        """        self._leave(kept=kept)
+        if kept or""",
+        "        if kept or",
+        "The connections of a pool stay open forever if one of its clients was dropped.",
+    ),
+    PlantedBug(
+        "unused-connections-closed-at-once",
+        "sharing",
+        "redis/runtime.py",
+        "        if self.multiplexer.time() >= due:",
+        "        if self.multiplexer.time() >= due - _KEPT_UNUSED:",
+        "Each request of a web service opens its connections again.",
+    ),
+    PlantedBug(
+        "close-ends-the-calls-of-others",
+        "sharing",
+        "redis/client.py",
+        """        if not close_all:
+            return
+""",
+        "",
+        "Closing one client of a pool fails the calls of the others.",
+    ),
+    PlantedBug(
+        "dropped-client-stays-open",
+        "sharing",
+        "redis/client.py",
+        "        runtime.close_later(self.connection_pool.aclose if owned else _nothing)\n",
+        "",
+        "A client that was dropped without a close leaves its connections and tasks behind.",
+    ),
+    PlantedBug(
+        "reopened-client-stays-closed",
+        "sharing",
+        "redis/client.py",
+        "            twin._closed = False  # only this client knows; it is asked below\n",
+        "",
+        "A traced client whose first call is made while it is closed stays closed.",
+    ),
+    PlantedBug(
+        "name-not-set-on-new-connections",
+        "sharing",
+        "redis/multiplexer.py",
+        "                    version = await self._session.apply(query, name)",
+        "                    version = self._session.version",
+        "A connection that is opened after CLIENT SETNAME has another name than the others.",
     ),
 )

@@ -33,14 +33,14 @@ _CALLS = {
 }  # fmt: skip
 
 _FAULTS = {
-    "hold one": 3, "hold one and reset": 4, "break off": 4, "flap": 1.5,
+    "hold one": 3, "hold one and reset": 4, "slow and hold one": 1, "break off": 4, "flap": 1.5,
     "cut": 2, "drop replies": 2, "hold requests": 2, "hold replies": 2, "hold and reset": 3,
     "lose replies": 3, "slow": 2, "reset": 2, "reset one": 3, "close one": 3, "lose one": 1,
     "forget": 2, "garbage": 1, "refuse": 2, "hang connects": 2, "lookup fails": 1,
     "lookup hangs": 1,
     "lookup slow": 1, "freeze": 3, "kill": 4, "loading": 2, "refuse writes": 3,
-    "lose then refuse": 2, "refuse then reset": 1, "busy": 2, "pause": 1, "limit clients": 1,
-    "deny": 1, "kill client": 2,
+    "lose then refuse": 2, "refuse then reset": 1, "refuse and hold one": 0.5, "busy": 2,
+    "pause": 1, "limit clients": 1, "deny": 1, "deny then hold one": 1, "kill client": 2,
     "unblock": 1, "fail over": 1, "stall": 2, "forget scripts": 2, "refuse at exec": 1,
 }  # fmt: skip
 
@@ -51,6 +51,7 @@ class Theme:
 
     Attributes:
         calls, faults: Weights by kind. Kinds that are missing do not occur.
+        weight: How often it is drawn, compared with other themes.
         clients: Smallest and largest number of clients.
         shared: Probability that a client shares the health of the first.
         single: Probability of a single-connection client.
@@ -73,6 +74,7 @@ class Theme:
 
     calls: Mapping[str, float]
     faults: Mapping[str, float]
+    weight: float = 1.0
     clients: tuple[int, int] = (1, 2)
     shared: float = 0.15
     single: float = 0.0
@@ -102,9 +104,9 @@ def _only(weights: Mapping[str, float], *names: str, **more: float) -> dict[str,
 
 
 def _scarce_budget(rng: Random, policy: dict[str, Any]) -> None:
-    policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40]))
+    policy["retry_budget"] = float(rng.choice([0, 5, 10, 20, 40, 500, 500]))
     policy["attempts"] = rng.choice([3, 5, 8])
-    policy["backoff"] = rng.choice([0.05, 0.3, 0.8])  # long enough for cancellations
+    policy["backoff"] = rng.choice([0.3, 1.0, 1.0])  # long enough for cancellations
     policy["repeat"] = rng.choice(["idempotent", "any"])
 
 
@@ -203,6 +205,7 @@ THEMES: dict[str, Theme] = {
         endless=0.3,
         cancel=0.4,
         narrow=0.4,
+        weight=2,
     ),
     "closing": Theme(
         _only(
@@ -223,6 +226,7 @@ THEMES: dict[str, Theme] = {
         cancel=0.2,
         policy=_waits_while_down,
         reopens=0.4,
+        weight=2,
     ),
     "sharing": Theme(
         _only(
@@ -296,6 +300,7 @@ THEMES: dict[str, Theme] = {
         | _only(_FAULTS, "lose then refuse", refuse_writes=6, break_off=14, refuse_at_exec=8),
         storms=(2, 4),
         policy=_tries_seldom,
+        weight=2,
     ),
     "coincidences": Theme(
         _only(_CALLS, "get", "echo", "traffic", set=8, push=8, burst=30, pipeline=12),
@@ -322,12 +327,14 @@ THEMES: dict[str, Theme] = {
         clients=(1, 1),
         storms=(2, 4),
         busy_callers=True,
+        weight=2,
     ),
     "permissions": Theme(
-        _WRITES | _only(_CALLS, pop=8, set=25),
-        _BREAKS | {"deny": 12, "hold one and reset": 10, "hold and reset": 6},
+        _WRITES | _only(_CALLS, pop=8, set=25, traffic=4),
+        _BREAKS | {"deny": 6, "deny then hold one": 16, "hold one and reset": 6},
         storms=(2, 4),
         policy=_overwrites_again,
+        weight=3,
     ),
     "demotions": Theme(
         _only(_CALLS, "get", "pop", set=15, increment=3, traffic=20, burst=15, echo=5),
@@ -337,7 +344,8 @@ THEMES: dict[str, Theme] = {
             "hold one and reset",
             "kill",
             refuse_writes=6,
-            refuse_then_reset=14,
+            refuse_then_reset=10,
+            refuse_and_hold_one=14,
             fail_over=5,
         ),
         read_only=0.8,
@@ -370,6 +378,7 @@ THEMES: dict[str, Theme] = {
     "locks": Theme(
         _only(_CALLS, "get", set=3, lock=20, lock_block=12, lock_steal=3, close=1.5, reopen=1.5),
         _FAULTS,
+        weight=2,
         clients=(1, 3),
         cancel=0.3,
     ),
@@ -392,7 +401,7 @@ THEMES: dict[str, Theme] = {
         policy=_repeats_much,
     ),
     "overwrites": Theme(
-        _only(_CALLS, "get", set=25, watch=6),
+        _only(_CALLS, "get", set=25, watch=6, traffic=4),
         _BREAKS
         | _only(
             _FAULTS,
@@ -403,13 +412,15 @@ THEMES: dict[str, Theme] = {
             hold_requests=4,
             hold_and_reset=6,
             hold_one=8,
-            hold_one_and_reset=12,
+            hold_one_and_reset=6,
+            slow_and_hold_one=12,
         ),
         clients=(1, 1),
         storms=(2, 4),
         cancel=0.3,
         network={"latency": 0.02},
         busy_callers=True,
+        weight=3,
     ),
     "restarts": Theme(_CALLS, _only(_FAULTS, "kill", "loading", "refuse", "hang connects")),
     "addresses": Theme(
@@ -447,14 +458,16 @@ THEMES: dict[str, Theme] = {
         _only(_FAULTS, "kill", loading=20, limit_clients=3),
         busy_callers=True,
         network={"latency": 0.02},
+        weight=0.7,
     ),
     "budget": Theme(
-        _WRITES,
-        _BREAKS | {"refuse writes": 8},
-        cancel=0.4,
+        _WRITES | {"burst": 14, "traffic": 3},
+        _BREAKS | {"refuse writes": 8, "lose replies": 8, "hold and reset": 6},
+        cancel=0.6,
         storms=(2, 4),
         policy=_scarce_budget,
         busy_callers=True,
+        weight=3,
     ),
     "deadlines": Theme(_CALLS | {"late": 8}, _FAULTS, deadline=0.6, policy=_waits_while_down),
     "waiting": Theme(
@@ -472,7 +485,11 @@ THEMES: dict[str, Theme] = {
         credentials=1.0,
     ),
     "fakes": Theme(
-        _CALLS | _only(_CALLS, lock=3, lock_block=3, pipeline=10), {}, bare=True, clients=(1, 1)
+        _CALLS | _only(_CALLS, lock=3, lock_block=3, pipeline=10),
+        {},
+        weight=0.7,
+        bare=True,
+        clients=(1, 1),
     ),
     "reading": Theme(
         _only(_CALLS, "set", "get", look=10, follow=10, wait_up=4, misuse=3, close=0.5, reopen=0.5),
@@ -502,14 +519,17 @@ THEMES: dict[str, Theme] = {
         _BREAKS,
         decoded=0.6,
     ),
-    "calm": Theme(_CALLS, {}, clients=(1, 2), single=0.2, impatient=0.3),
+    "calm": Theme(_CALLS, {}, weight=0.7, clients=(1, 2), single=0.2, impatient=0.3),
 }
+
+
+_WEIGHTS = (list(THEMES), [each.weight for each in THEMES.values()])
 
 
 def draw_plan(seed: int, theme: str | None = None) -> Plan:
     """Return the plan of a seed."""
     rng = Random(f"plan/{seed}/{theme or ''}")
-    name = theme or ("mixed" if rng.random() < 0.4 else rng.choice(list(THEMES)))
+    name = theme or ("mixed" if rng.random() < 0.3 else rng.choices(*_WEIGHTS)[0])
     drawer = _Drawer(rng, THEMES[name])
     clients = drawer.clients()
     faults = drawer.faults()
@@ -602,6 +622,10 @@ class _Drawer:
             settings["refusal_hold"] = rng.choice([2.0, 10.0, 10.0])
         if rng.random() < self.theme.impatient:
             settings |= {"timeout": rng.choice([0.3, 0.5]), "interval": rng.choice([0.3, 1.0])}
+        if rng.random() < 0.5:
+            settings["reconnect_interval"] = rng.choice([0.3, 0.5])
+        if rng.random() < 0.2:
+            settings |= {"short_outage": rng.choice([1.0, 3.0]), "reconnect_interval_cap": 1.0}
         return settings
 
     def _options(self) -> dict[str, Any]:
@@ -611,12 +635,14 @@ class _Drawer:
             options["decode_responses"] = True
         if rng.random() < self.theme.narrow:
             options["max_connections"] = rng.choice([1, 2, 3])
+        if rng.random() < 0.75:
+            options["driver_info"] = None  # without CLIENT SETINFO, a connection costs less
         return options
 
     def callers(self, clients: tuple[ClientSetup, ...]) -> tuple[Caller, ...]:
         rng, theme = self.rng, self.theme
         count = rng.randint(4, 8) if theme.busy_callers else rng.randint(2, 6)
-        total = rng.randint(30, 60)
+        total = rng.randint(26, 52)
         number = 0
         callers = []
         for index in range(count):
@@ -658,7 +684,8 @@ class _Drawer:
         rng = self.rng
         if kind == "burst" and rng.random() < 0.5:
             return 0.0  # before the calls are written
-        return rng.choice([0.0, rng.uniform(0, 0.003), rng.uniform(0, 0.1), rng.uniform(0, 2)])
+        soon = rng.choice([0.003, 0.1, 0.1, 0.5, 2.0])
+        return 0.0 if rng.random() < 0.2 else rng.uniform(0, soon)
 
     def _arguments(self, kind: str) -> dict[str, Any]:
         rng = self.rng
@@ -776,7 +803,7 @@ class _Drawer:
             seconds = rng.choice([0.05, 0.3, 1.0, 1.5, 2.5])
         elif kind == "deny":
             seconds = rng.choice([3.0, 20.0])
-        elif kind in ("hold one", "hold one and reset"):
+        elif kind in ("hold one", "hold one and reset", "deny then hold one"):
             seconds = rng.choice([0.1, 1.0, 3.0, 5.0]) * rng.uniform(0.5, 1.2)
         elif kind == "busy":
             seconds = rng.choice([0.1, 0.5, 2.0, 4.0]) * rng.uniform(0.5, 1.2)
@@ -792,6 +819,13 @@ class _Drawer:
             if kind.startswith("hold") and rng.random() < 0.4:
                 # What is held arrives while the client replaces the connection.
                 seconds = arguments["delay"] + rng.uniform(0.0, 0.06)
+        if kind == "refuse and hold one":
+            arguments["delay"] = rng.choice([0.0, 0.01, 0.02, 0.03])
+            seconds = rng.choice([0.2, 0.3, 1.0])
+        if kind == "slow and hold one":
+            arguments["extra"] = rng.choice([0.05, 0.1])
+            arguments["delay"] = rng.choice([0.02, 0.1, 0.3])
+            seconds = arguments["delay"] + rng.uniform(0.1, 0.3)
         if kind == "flap":
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
         if kind == "break off":
@@ -812,6 +846,8 @@ class _Drawer:
             arguments["count"] = rng.choice([0, 2, 4])
         if kind == "deny":
             arguments["commands"] = rng.choice(_DENIED)
+        if kind == "deny then hold one":
+            arguments["commands"] = rng.choice(_DENIED[:5])
         if kind == "unblock":
             arguments["error"] = rng.random() < 0.5
         return Fault(number, kind, at, seconds, arguments)
@@ -843,7 +879,8 @@ _WITHOUT_VIEWS = (
 )  # fmt: skip
 
 _DELAYED = (
-    "hold and reset", "hold one and reset", "lose replies", "lose then refuse", "refuse then reset",
+    "deny then hold one", "hold and reset", "hold one and reset", "slow and hold one",
+    "lose replies", "lose then refuse", "refuse then reset",
 )  # fmt: skip
 
 _DENIED = [

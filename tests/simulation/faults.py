@@ -104,6 +104,12 @@ def hold_one_and_reset(world: World, fault: Fault) -> None:
         world.loop.at(world.loop.time() + delay, lambda: world.network.lose_at_client(connection))
 
 
+def slow_and_hold_one(world: World, fault: Fault) -> None:
+    """The same while the network is slow, so that it takes time to end the lost connection."""
+    world.network.slow(_address(world), fault.arguments.get("extra", 0.1), fault.seconds + 0.5)
+    hold_one_and_reset(world, fault)
+
+
 def break_off(world: World, fault: Fault) -> None:
     """A connection is reset in the middle of a request or a reply."""
     connection = _connection(world, fault)
@@ -250,6 +256,16 @@ def refuse_then_reset(world: World, fault: Fault) -> None:
     world.loop.at(world.loop.time() + delay, world.network.reset, _address(world))
 
 
+def refuse_and_hold_one(world: World, fault: Fault) -> None:
+    """For a moment, the server is a replica. What is sent meanwhile arrives late."""
+    _server(world).refuse_writes("READONLY", 0.05)
+    connection = _connection(world, fault)
+    if connection is not None:
+        loop, delay = world.loop, fault.arguments.get("delay", 0.02)
+        loop.at(loop.time() + delay, world.network.hold_one, connection, fault.seconds)
+        loop.at(loop.time() + delay + 0.06, world.network.lose_at_client, connection)
+
+
 def busy(world: World, fault: Fault) -> None:
     """A script runs on the server."""
     _server(world).busy(fault.seconds)
@@ -269,6 +285,13 @@ def deny(world: World, fault: Fault) -> None:
     """The ACL forbids commands with which the library fences and recovers."""
     commands = fault.arguments.get("commands", ("CLIENT|KILL",))
     _server(world).deny(commands, seconds=fault.seconds)
+
+
+def deny_then_hold_one(world: World, fault: Fault) -> None:
+    """The ACL forbids fencing, and then a connection is lost whose requests arrive late."""
+    commands = fault.arguments.get("commands", ("CLIENT|KILL",))
+    _server(world).deny(commands, seconds=fault.seconds + 3.0)
+    hold_one_and_reset(world, fault)
 
 
 def wrong_password(world: World, fault: Fault) -> None:
@@ -342,6 +365,7 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "hold and reset": hold_and_reset,
     "hold one": hold_one,
     "hold one and reset": hold_one_and_reset,
+    "slow and hold one": slow_and_hold_one,
     "break off": break_off,
     "flap": flap,
     "lose replies": lose_replies,
@@ -363,10 +387,12 @@ KINDS: dict[str, Callable[[World, Fault], None]] = {
     "refuse writes": refuse_writes,
     "lose then refuse": lose_then_refuse,
     "refuse then reset": refuse_then_reset,
+    "refuse and hold one": refuse_and_hold_one,
     "busy": busy,
     "pause": pause,
     "limit clients": limit_clients,
     "deny": deny,
+    "deny then hold one": deny_then_hold_one,
     "wrong password": wrong_password,
     "provider fails": provider_fails,
     "refuse at exec": refuse_at_exec,

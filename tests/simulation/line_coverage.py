@@ -41,8 +41,12 @@ NOT_SIMULATED = {
     "Sentinel": (
         "if manager is not None:",
         "if plain is not None and isinstance(pool, SentinelConnectionPool):",
-        "async def ask(*commands: Sequence[str])",
-        "    return ask",
+        "class SentinelNode:",
+        "async def role_over(connection: AbstractConnection)",
+        "def _master_changed(self, _before: KnownMaster | None, _after: KnownMaster)",
+        "def expect_master(self)",
+        "async def check_role(self, connection: AbstractConnection)",
+        "async def _role_of(self, address: tuple[str, int])",
     ),
     "a second event loop, or one that was closed": (
         "if self._binding is not None and self._binding.closed:",

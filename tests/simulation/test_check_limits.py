@@ -106,6 +106,7 @@ def test_an_error_fits_its_progress(name, broken):
     story = Story()
     operation = story.start(20, "SET r0 t20.0")
     story.wrote("SET r0 t20.0")
+    story.event("closing", client="a")
     bases = (f"Redis{name}", name, "ResilientIOError", "RedisError")
     story.end(operation, Outcome.UNKNOWN, error_bases=bases, progress="maybe applied")
     rule = "an_error_that_promises_nothing_was_applied_fits_its_progress"
@@ -368,7 +369,7 @@ def test_a_released_lock_is_not_held(case):
 
 
 @pytest.mark.parametrize(
-    "case", ["taken", "not taken", "released", "unknown", "another", "expired"]
+    "case", ["taken", "not taken", "released", "unknown", "another", "expired", "deleted"]
 )
 def test_a_failed_acquisition_has_taken_nothing(case):
     story = Story()
@@ -379,6 +380,8 @@ def test_a_failed_acquisition_has_taken_nothing(case):
         story.run("EVALSHA abc 1 lock0 token", 1)
     if case == "expired":
         story.wait(3.5)
+    if case == "deleted":
+        story.run("DEL lock0", 1)
     if case == "unknown":
         story.end(acquire, Outcome.UNKNOWN, error_bases=("OutcomeUnknown", "RedisError"))
     else:

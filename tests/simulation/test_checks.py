@@ -1033,6 +1033,7 @@ def test_errors_are_documented(outcome, bases, broken):
     story = Story()
     operation = story.start(20, "SET r0 t20.0")
     story.wrote("SET r0 t20.0")
+    story.event("closing", client="a")
     story.end(operation, outcome, error=bases[0], error_bases=bases)
     assert story.broken == (["every_error_is_a_documented_one"] if broken else [])
 

@@ -24,6 +24,7 @@ AREAS = {
     "deadlines",
     "pipelines",
     "locks and scripts",
+    "sharing",
 }
 
 

@@ -18,6 +18,7 @@ from resilient_io.errors import Closed
 from resilient_io.health import Cause
 from resilient_io.redis import multiplexer
 from resilient_io.redis.errors import ConnectionFailure
+from resilient_io.redis.failover import Failover
 from resilient_io.redis.first_connection import FirstConnection
 from resilient_io.redis.multiplexer import Reconnector
 from resilient_io.redis.session import SessionSettings
@@ -84,12 +85,16 @@ class FakeMultiplexer:
     def __init__(self):
         self.failures = 0
         self.first = FirstConnection()
+        self.failover = Failover(Dependency("redis").reporter(), "redis")
 
     def connect_failed(self, slot, failure):
         self.failures += 1
 
 
 class FakeTarget:
+    def expect_master(self):
+        return None
+
     def failure(self, error):
         return ConnectionFailure(Cause.REFUSED, str(error))
 

@@ -6,7 +6,7 @@ import getpass
 import os
 import sys
 from collections.abc import Sequence  # noqa: TC003 - typer reads the annotations
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -21,6 +21,9 @@ from .lint import read_settings
 from .terminal import Report, complain, quiet_loggers, read_text, run_loop, standard_output
 from .watch import JsonDisplay, LineDisplay, TableDisplay, watch_targets
 from .watch import watch as watch_servers
+
+if TYPE_CHECKING:
+    from resilient_io.kafka import DeadLetterFilter
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -230,6 +233,194 @@ def lint(
         texts[name] = read_text(path, f"cannot read {name}")
     report = Report(standard_output(), as_json=as_json)
     raise typer.Exit(lint_files(texts, read_settings(settings or []), report))
+
+
+dead_letters = typer.Typer(
+    help="List, show and replay dead letters of Kafka.",
+    short_help="List, show and replay dead letters of Kafka.",
+    no_args_is_help=True,
+    context_settings=_HELP,
+)
+app.add_typer(dead_letters, name="dlq")
+
+_Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic of the dead letters.")]
+_Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="kafka://[user:password@]host:port,host:port or kafkas:// (TLS).",
+        show_default=False,
+    ),
+]
+_Original = Annotated[
+    str | None,
+    typer.Option("--topic", metavar="NAME", help="Only from this topic.", show_default=False),
+]
+_Since = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only written since (ISO 8601).", show_default=False),
+]
+_Until = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only written before (ISO 8601).", show_default=False),
+]
+_Key = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Only with this key.", show_default=False)
+]
+_Error = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Only whose error contains this.", show_default=False),
+]
+
+
+@dead_letters.command("list", short_help="Count dead letters by topic and error.")
+def list_dead_letters(
+    topic: _Topic,
+    *,
+    url: _Url = None,
+    url_env: _UrlEnv = None,
+    url_file: _UrlFile = None,
+    ask_password: _AskPassword = False,
+    original: _Original = None,
+    since: _Since = None,
+    until: _Until = None,
+    key: _Key = None,
+    error: _Error = None,
+    as_json: _Json = False,
+) -> None:
+    """Count the dead letters of a topic by original topic and error.
+
+    Exit code: 0, 1 Kafka did not answer, 2 wrong command line.
+    """
+    cluster = _kafka_url(url, url_env, url_file, ask_password=ask_password)
+    select = _dead_letter_filter(original, since, until, key, error)
+    from .dlq import list_letters  # noqa: PLC0415 - only this command needs the driver
+
+    quiet_loggers()
+    raise typer.Exit(
+        run_loop(
+            lambda interruption: list_letters(cluster, topic, select, interruption, as_json=as_json)
+        )
+    )
+
+
+@dead_letters.command("show", short_help="Show single dead letters with their contents.")
+def show_dead_letters(
+    topic: _Topic,
+    *,
+    url: _Url = None,
+    url_env: _UrlEnv = None,
+    url_file: _UrlFile = None,
+    ask_password: _AskPassword = False,
+    original: _Original = None,
+    since: _Since = None,
+    until: _Until = None,
+    key: _Key = None,
+    error: _Error = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Show at most N.")] = 10,
+    as_json: _Json = False,
+) -> None:
+    """Show single dead letters with their error, headers, key and value.
+
+    Exit code: 0, 1 Kafka did not answer, 2 wrong command line.
+    """
+    cluster = _kafka_url(url, url_env, url_file, ask_password=ask_password)
+    select = _dead_letter_filter(original, since, until, key, error)
+    from .dlq import show_letters  # noqa: PLC0415 - as above
+
+    quiet_loggers()
+    raise typer.Exit(
+        run_loop(
+            lambda interruption: show_letters(
+                cluster, topic, select, interruption, limit=limit, as_json=as_json
+            )
+        )
+    )
+
+
+@dead_letters.command("replay", short_help="Send dead letters to their topics again.")
+def replay(
+    topic: _Topic,
+    *,
+    url: _Url = None,
+    url_env: _UrlEnv = None,
+    url_file: _UrlFile = None,
+    ask_password: _AskPassword = False,
+    original: _Original = None,
+    since: _Since = None,
+    until: _Until = None,
+    key: _Key = None,
+    error: _Error = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    rate: Annotated[
+        float, typer.Option(metavar="N", min=0.001, help="Most records per second.")
+    ] = 100.0,
+    max_replays: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Leave what was replayed N times before.")
+    ] = 3,
+    as_json: _Json = False,
+) -> None:
+    """Send dead letters to their original topics again, once each, also after an interruption.
+
+    Exit code: 0, 1 Kafka did not answer, 2 wrong command line, 130 interrupted.
+    """
+    cluster = _kafka_url(url, url_env, url_file, ask_password=ask_password)
+    select = _dead_letter_filter(original, since, until, key, error)
+    from .dlq import replay_letters  # noqa: PLC0415 - as above
+
+    quiet_loggers()
+    raise typer.Exit(
+        run_loop(
+            lambda interruption: replay_letters(
+                cluster,
+                topic,
+                select,
+                interruption,
+                dry_run=dry_run,
+                rate=rate,
+                max_replays=max_replays,
+                as_json=as_json,
+            )
+        )
+    )
+
+
+def _kafka_url(
+    url: str | None,
+    variables: list[str] | None,
+    files: list[str] | None,
+    *,
+    ask_password: bool,
+) -> str:
+    given = read_urls(
+        [] if url is None else [url],
+        variables=variables or [],
+        files=files or [],
+        ask_password=ask_password,
+    )
+    found = list(given.values())
+    if len(found) != 1 or kind_of(found[0]) != "kafka":
+        raise ConfigurationError(
+            "dlq needs one cluster: use --url kafka://host:9092, or --url-env NAME"
+        )
+    return found[0]
+
+
+def _dead_letter_filter(
+    topic: str | None, since: str | None, until: str | None, key: str | None, error: str | None
+) -> DeadLetterFilter:
+    from resilient_io.kafka import DeadLetterFilter  # noqa: PLC0415 - only this needs the driver
+
+    from .dlq import read_time  # noqa: PLC0415 - as above
+
+    return DeadLetterFilter(
+        topic=topic,
+        since=read_time("--since", since),
+        until=read_time("--until", until),
+        key=key,
+        error=error,
+    )
 
 
 def read_urls(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resilient_io.health import Attachment, Cause, Change
-    from resilient_io.link import LinkState
 
     from .terminal import Interruption
 
@@ -170,11 +169,7 @@ class WatchedDependency(Dependency):
     def start(
         self,
         probe: Callable[[bool], Awaitable[float]],
-        *,
-        last_reply: Callable[[], float],
-        links: Callable[[], Sequence[LinkState]] = tuple,
-        queued: Callable[[], float] = float,
-        keep_alive: Callable[[], object] = tuple,
+        **functions: Any,
     ) -> Attachment:
         """Attach a client, and measure its probe."""
         self.statistics.until(asyncio.get_running_loop().time())
@@ -189,9 +184,7 @@ class WatchedDependency(Dependency):
             self.statistics.answered(latency)
             return latency
 
-        return super().start(
-            measured, last_reply=last_reply, links=links, queued=queued, keep_alive=keep_alive
-        )
+        return super().start(measured, **functions)
 
     @property
     def age(self) -> float:
@@ -215,6 +208,12 @@ class WatchedDependency(Dependency):
         """What the kernel knows about the connection; "" if it does not tell."""
         link = self.link
         return link.describe() if link is not None else ""
+
+    @property
+    def shown_topology(self) -> str:
+        """Which servers are behind it; "" for a single server."""
+        topology = self.topology
+        return topology.describe() if topology is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +383,8 @@ class LineDisplay(Display):
             shown = f"for {dependency.age:.1f} s{reason}"
         if dependency.shown_link:
             shown += f" ({dependency.shown_link})"
+        if dependency.shown_topology:
+            shown += f"; {dependency.shown_topology}"
         self._write(f"{dependency.name}: {dependency.state.value} {shown}")
 
     def changed(self, change: Change) -> None:
@@ -416,6 +417,7 @@ class JsonDisplay(Display):
             detail=clean_text(dependency.detail),
             latency=dependency.latency if dependency.state.answering else None,
             link=dependency.link and dependency.link.as_dict(),
+            topology=dependency.snapshot()["topology"],
         )
 
     def changed(self, change: Change) -> None:
@@ -478,7 +480,9 @@ class TableDisplay(Display):
 
     def _draw(self) -> Table:
         table = Table(title="Press Ctrl-C to end", title_justify="left", title_style="dim")
-        for name in ("dependency", "state", "for", "answered", "last", "link", "reason"):
+        columns = ["dependency", "state", "for", "answered", "last", "link", "reason"]
+        several = any(each.shown_topology for each in self._dependencies)
+        for name in [*columns, *(["servers"] if several else [])]:
             table.add_column(name, overflow="fold")
         for dependency in self._dependencies:
             share, state = dependency.statistics.availability, dependency.state.value
@@ -490,5 +494,6 @@ class TableDisplay(Display):
                 dependency.shown_latency,
                 dependency.shown_link,
                 Text(dependency.reason),
+                *([Text(dependency.shown_topology)] if several else []),
             )
         return table

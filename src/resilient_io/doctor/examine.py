@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_name, check_seconds
 
-from .urls import kind_of
+from .urls import kind_of, read_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -26,8 +26,10 @@ def examine(
     `contextlib.aclosing` calls if you stop early.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them, or `kafka://` or
-            `kafkas://`, as `read_kafka_url` does. A password in it is never shown.
+        url: `redis://`, `rediss://` or `unix://`, as redis-py reads them; `redis+sentinel://` or
+            `rediss+sentinel://`, as `ResilientRedis.from_url` does; or `kafka://` or `kafkas://`,
+            as `read_kafka_url` does. A password in it is never shown. If a node of a Redis Cluster
+            answers, all of its nodes are checked.
         timeout: Seconds for all steps; the time that the caller spends between them does not
             count.
         group: Kafka consumer group to check.
@@ -42,9 +44,16 @@ def examine(
     if kind_of(url) == "redis":
         if group is not None:
             raise ConfigurationError("group= needs a Kafka URL; leave it out for Redis")
-        from .redis import examine_redis  # noqa: PLC0415 - import only the driver that is needed
+        # Only the driver that is needed is imported.
+        from redis.asyncio.sentinel import SentinelConnectionPool  # noqa: PLC0415
 
-        return examine_redis(url, timeout=timeout)
+        from .redis import examine_redis  # noqa: PLC0415
+        from .sentinel import examine_sentinels  # noqa: PLC0415
+
+        pool = read_redis_url(url)
+        if isinstance(pool, SentinelConnectionPool):
+            return examine_sentinels(pool, timeout=timeout)
+        return examine_redis(pool, timeout=timeout)
     from .kafka import examine_kafka  # noqa: PLC0415 - as above
 
     return examine_kafka(url, timeout=timeout, group=group)

@@ -120,7 +120,7 @@ async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
     results = []
     for endpoint, error in zip(endpoints, errors, strict=True):
         if error is not None:
-            results.append(milder(_judge_name(endpoint.host, error), others_work=others_work))
+            results.append(milder(judge_name(endpoint.host, error), others_work=others_work))
         elif not endpoint.is_address:
             results.append(ok(f"{endpoint.host} is {', '.join(endpoint.addresses)}"))
     if took > _SLOW_LOOKUP:
@@ -137,7 +137,8 @@ async def check_names(endpoints: Sequence[Endpoint]) -> CheckResult:
     )
 
 
-def _judge_name(host: str, error: OSError | UnicodeError) -> CheckResult:
+def judge_name(host: str, error: OSError | UnicodeError) -> CheckResult:
+    """Return why the lookup of a name failed."""
     if isinstance(error, OSError) and error.errno == socket.EAI_AGAIN:
         found = f"the name servers could not resolve {host}: temporary failure"
         return problem(found, _CHECK_NAME_SERVERS)

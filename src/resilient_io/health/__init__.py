@@ -15,6 +15,7 @@ from .monitor import HealthMonitor, LivenessCheck, LivenessSettings, MonitorChan
 from .recorder import FlightRecorder
 from .states import Cause, Change, HealthSettings, ProbeDegraded, ProbeFailed, State, describe_state
 from .subscriptions import Subscription, Watch
+from .topology import FailoverRecord, Topology, TopologyServer
 
 __all__ = [
     "Attachment",
@@ -22,6 +23,7 @@ __all__ = [
     "Change",
     "ClientDependency",
     "Dependency",
+    "FailoverRecord",
     "FlightRecorder",
     "HealthMonitor",
     "HealthSettings",
@@ -35,6 +37,8 @@ __all__ = [
     "Reporter",
     "State",
     "Subscription",
+    "Topology",
+    "TopologyServer",
     "Watch",
     "describe_state",
 ]

@@ -13,7 +13,7 @@ from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name, check_type
 
 from .machine import Machine
-from .prober import Client, Prober
+from .prober import Client, Prober, never
 from .states import (
     Cause,
     Change,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from .loop_lag import LoopLag
     from .recorder import FlightRecorder
+    from .topology import Topology
 
 CLOSE_TIMEOUT = 1.0  # time for async callbacks to end when their owner is closed, in seconds
 
@@ -158,6 +159,16 @@ class Dependency:
         """
         return combine(link for client in self._prober.clients for link in client.links())
 
+    @property
+    def topology(self) -> Topology | None:
+        """The servers behind it and their failovers; None for a single server.
+
+        It is what its first client that follows Sentinels or a cluster knows. No server is asked.
+        """
+        found = (client.topology for client in self._prober.clients)
+        topology = next((each for each in found if each is not None), None)
+        return topology() if topology is not None else None
+
     def on_change(self, callback: Callable[[Change], object]) -> Subscription[Change]:
         """Call a function, sync or async, after every change of state.
 
@@ -217,6 +228,7 @@ class Dependency:
     def snapshot(self) -> dict[str, object]:
         """Return the availability as plain data for `json.dumps`. Times are in seconds."""
         machine, lag, link = self._machine, self._prober.lag, self.link
+        topology = self.topology
         return {
             "name": self.name,
             "state": machine.state.value,
@@ -231,6 +243,7 @@ class Dependency:
             "refusals": machine.refusals,
             "parts_lost": machine.parts_lost,
             "link": link and link.as_dict(),
+            "topology": topology and self._loop and topology.as_dict(self._loop.time()),
             "loop_lag": {name: getattr(lag, name, 0.0) for name in ("current", "worst", "stalled")},
         }
 
@@ -274,6 +287,8 @@ class Dependency:
         links: Callable[[], Sequence[LinkState]] = tuple,
         queued: Callable[[], float] = float,
         keep_alive: Callable[[], object] = tuple,
+        topology: Callable[[], Topology] | None = None,
+        replied_elsewhere: Callable[[], float] = never,
     ) -> Attachment:
         """Attach a client. The first client starts the probe task in the running loop.
 
@@ -292,6 +307,11 @@ class Dependency:
             keep_alive: Called while this client is idle and another client of the dependency is
                 probed or busy. It may send something, so that no load balancer forgets an idle
                 connection. It must not raise.
+            topology: Returns the servers that the client knows, without contacting them; None for
+                a single server.
+            replied_elsewhere: Returns the loop time at which the same server last answered a client
+                of another dependency, if this one needs no probe within an interval of that;
+                otherwise `-math.inf`.
 
         Returns:
             A handle; await its `detach()` when the client closes.
@@ -305,6 +325,8 @@ class Dependency:
             ("links", links),
             ("queued", queued),
             ("keep_alive", keep_alive),
+            ("topology", topology or tuple),
+            ("replied_elsewhere", replied_elsewhere),
         ):
             if not callable(function):
                 raise TypeError(
@@ -314,7 +336,7 @@ class Dependency:
         self._bind()
         if self._broadcast.closed:
             self._broadcast = Broadcast(self._broadcast.latest)
-        client = Client(probe, last_reply, links, queued, keep_alive)
+        client = Client(probe, last_reply, links, queued, keep_alive, topology, replied_elsewhere)
         self._prober.add(client)
         return Attachment(functools.partial(self._detach, client))
 

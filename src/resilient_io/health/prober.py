@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_io.link import describe_silence
-from resilient_io.tasks import wake
 
 from .alarm import Alarm
 from .loop_lag import LoopLag
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
     from .states import Change
+    from .topology import Topology
 
 # Shortest pause between probes on new connections that the failures of clients request.
 _SUSPICION_SPACING = 0.02
@@ -36,12 +36,19 @@ _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been h
 _log = logging.getLogger("resilient_io.health")
 
 
+def never() -> float:
+    """Return the time of what has not happened."""
+    return -math.inf
+
+
 @dataclass(slots=True, eq=False)
 class Client:
     """An attached client: how to probe, when it last received anything, and its connections.
 
     `queued` is for how many seconds its probes have waited for their turn to connect, and
     `keep_alive` is called while it is idle and another client is probed instead, or is busy.
+    `topology` returns which servers it knows; None for a single server.
+    `replied_elsewhere` is when its server answered others, if that makes a probe unnecessary.
     """
 
     probe: Callable[[bool], Awaitable[float]]
@@ -49,6 +56,42 @@ class Client:
     links: Callable[[], Sequence[LinkState]] = tuple
     queued: Callable[[], float] = float
     keep_alive: Callable[[], object] = tuple
+    topology: Callable[[], Topology] | None = None
+    replied_elsewhere: Callable[[], float] = never
+
+
+class _Scope:
+    """Ends the running probe early, as `asyncio.timeout` does, but one serves all of a task."""
+
+    __slots__ = ("_before", "_handle", "_loop", "_task", "expired")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+        self._loop = loop
+        self._task = task
+        self._before = 0
+        self._handle: asyncio.Handle | None = None
+        self.expired = False
+        """Whether the probe was ended."""
+
+    def enter(self) -> None:
+        """Begin with the next probe."""
+        self._before, self.expired = self._task.cancelling(), False
+
+    def end(self) -> None:
+        """End the probe in the next iteration of the loop. Idempotent."""
+        if self._handle is None and not self.expired:
+            self._handle = self._loop.call_soon(self._expire)
+
+    def leave(self) -> bool:
+        """Return whether a CancelledError of the probe is due to `end` alone."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        return self.expired and self._task.uncancel() <= self._before
+
+    def _expire(self) -> None:
+        self._handle, self.expired = None, True
+        self._task.cancel()
 
 
 class Prober:
@@ -70,9 +113,10 @@ class Prober:
         self._clients: list[Client] = []
         self._task: asyncio.Task[None] | None = None
         self.lag: LoopLag | None = None
+        self._time: Callable[[], float] = never
         self._alarm: Alarm | None = None  # of the task, for its pauses and for its probes
-        self._sleeper: asyncio.Future[None] | None = None
-        self._scope: asyncio.Timeout | None = None  # around the running probe
+        self._sleeper: asyncio.Future[bool] | None = None
+        self._scope: _Scope | None = None  # around the running probe
         self._limit = (0.0, 0.0)  # when it began, and how much time had been lost by then
         self._silence = ""  # what was known about the links when its time was over
         self._probed: Client | None = None  # whose probe is running
@@ -145,13 +189,13 @@ class Prober:
             return
         self._suspected = True
         scope = self._scope
-        if scope is not None and scope.expired():
+        if scope is not None and scope.expired:
             return  # the running probe is failing; the next one checks the suspicion
         if scope is not None and not self._probing_suspicion and not self._preempted:
             self._preempted = True
-            scope.reschedule(asyncio.get_running_loop().time())
+            scope.end()
         elif self._sleeper is not None:
-            wake([self._sleeper])
+            self._wake(self._sleeper)
 
     def take_unreachable(self, detail: str, since: float) -> None:
         """Take the finding of a client that nothing was acknowledged since `since`.
@@ -169,11 +213,11 @@ class Prober:
         change = self._machine.probe_failed(now, Cause.UNREACHABLE, detail, definite=True)
         self._pause = self._draw_pause()
         scope = self._scope
-        if scope is not None and not scope.expired() and not self._preempted:
+        if scope is not None and not scope.expired and not self._preempted:
             self._preempted = True
-            scope.reschedule(now)
+            scope.end()
         elif self._sleeper is not None:
-            wake([self._sleeper])
+            self._wake(self._sleeper)
         self._publish(change)
         self._resolve_suspicion()
 
@@ -200,21 +244,29 @@ class Prober:
         )
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "a task runs this"  # noqa: S101
+        self._time = loop.time
         alarm = self._alarm = Alarm(loop, self._ring)
+        scope = _Scope(loop, task)
+        machine, due = self._machine, False
+        when, early = 0.0, self._early
         try:
             while True:
-                due, early = self._next()
-                probes = due - early <= loop.time()
-                if len(self._clients) > 1 and self._machine.state.answering:
-                    self._keep_alive(self._clients[0] if probes else None)
-                if probes:
-                    await self._probe(self._clients[0], loop, alarm)
-                    continue
+                if not due or self._suspected or machine.state is not State.UP:
+                    when, early = self._next()
+                    due = when - early <= loop.time()
+                    if len(self._clients) > 1 and machine.state.answering:
+                        self._keep_alive(self._clients[0] if due else None)
+                if due:
+                    due = False
+                    if not await self._probe(self._clients[0], alarm, scope):
+                        continue
+                    when, early = self._ended + self._settings.interval, self._early
                 sleeper = self._sleeper = loop.create_future()
-                alarm.set(due, early)
+                alarm.set(when, early)
                 try:
-                    await sleeper
+                    due = await sleeper
                 finally:
                     if self._sleeper is sleeper:
                         self._sleeper = None
@@ -242,42 +294,62 @@ class Prober:
             return self._ended, _RESOLUTION
         last = self._ended
         if state is State.UP:
-            last = max(last, self._last_reply())
+            last = max(last, self._last_reply(), self._clients[0].replied_elsewhere())
         return last + self._settings.interval, self._early
 
     def _ring(self) -> None:
         if self._scope is not None:
             self._check_time(self._scope)
-        elif self._sleeper is not None:
-            wake([self._sleeper])
+            return
+        sleeper, alarm = self._sleeper, self._alarm
+        if sleeper is None or alarm is None:
+            return
+        if len(self._clients) == 1:
+            due, early = self._next()
+            if due - early > self._time():
+                alarm.set(due, early)  # replies have arrived since it was set
+                return
+        # Of clients that ring together, one may ping for the others: they look again.
+        alone = len(self._clients) == 1 and self._clients[0].replied_elsewhere is never
+        self._wake(sleeper, due=alone)
+
+    def _wake(self, sleeper: asyncio.Future[bool], *, due: bool = False) -> None:
+        """End the pause before the next probe, of which it may be known that it is `due`."""
+        if not sleeper.done():
+            sleeper.set_result(due)
 
     def _last_reply(self) -> float:
         if len(self._clients) == 1:
             return self._clients[0].last_reply()
         return max((client.last_reply() for client in self._clients), default=-math.inf)
 
-    async def _probe(self, client: Client, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> None:
-        machine = self._machine
+    async def _probe(self, client: Client, alarm: Alarm, scope: _Scope) -> bool:
+        """Probe, and take the result. Return whether it is UP, and nothing has changed."""
+        machine, time = self._machine, self._time
         suspicious = self._suspected or not machine.state.answering
         self._suspected = self._preempted = False
-        began = loop.time()
+        began = time()
         failure: ProbeFailed | None = None
         change: Change | None = None
+        # Usually this is the time of the next probe, too.
+        alarm.set(began + self._settings.timeout, self._early)
         try:
-            # Usually this is the time of the next probe, too.
-            alarm.set(began + self._settings.timeout, self._early)
-            latency = await self._run_probe(client, began, suspicious=suspicious)
+            latency = await self._run_probe(client, began, scope, suspicious=suspicious)
         except ProbeDegraded as answer:
+            now = time()
             change = machine.probe_degraded(
-                loop.time(), answer.cause, clean_detail(answer.detail), answer.latency
+                now, answer.cause, clean_detail(answer.detail), answer.latency
             )
         except ProbeFailed as exc:
-            failure = exc
+            failure, now = exc, time()
         else:
-            change = machine.probe_ok(loop.time(), latency)
+            now = time()
+            change = machine.probe_ok(now, latency)
         if self._preempted:
-            return  # without a result: the probe of the suspicion follows
-        self._ended = loop.time()
+            return False  # without a result: the probe of the suspicion follows
+        self._ended = now
+        if not suspicious and failure is None and change is None and machine.state is State.UP:
+            return True
         if suspicious:
             self._suspicion_ended = self._ended
         if failure is not None:
@@ -291,6 +363,7 @@ class Prober:
         self._publish(change)
         if suspicious:
             self._resolve_suspicion()
+        return False
 
     def _take_failure(
         self, failure: ProbeFailed, began: float, *, suspicious: bool
@@ -333,27 +406,31 @@ class Prober:
         )
         return self._rng.uniform(0.5 * settings.reconnect_interval, bound)
 
-    async def _run_probe(self, client: Client, began: float, *, suspicious: bool) -> float:
+    async def _run_probe(
+        self, client: Client, began: float, scope: _Scope, *, suspicious: bool
+    ) -> float:
         """Run a client's probe within the time limit. Every failure becomes a `ProbeFailed`."""
         lag = self.lag
         assert lag is not None, "there is a client"  # noqa: S101
-        self._limit, self._silence = (began, lag.stalled + client.queued()), ""
+        self._limit, self._silence = (began, lag.stalled_at(began) + client.queued()), ""
+        ended = False
+        scope.enter()
+        self._scope, self._probed, self._probing_suspicion = scope, client, suspicious
         try:
-            async with asyncio.timeout(None) as scope:
-                self._scope, self._probed, self._probing_suspicion = scope, client, suspicious
-                try:
-                    return await client.probe(suspicious)
-                finally:
-                    if self._scope is scope:
-                        self._scope = self._probed = None
+            try:
+                return await client.probe(suspicious)
+            finally:
+                ended = scope.leave()
+                if self._scope is scope:
+                    self._scope = self._probed = None
         except (ProbeFailed, ProbeDegraded):
             raise
-        except TimeoutError:
-            detail = f"no answer within {self._settings.timeout:g} s"
-            detail += f": {self._silence}" if self._silence else ""
-            raise ProbeFailed(Cause.TIMED_OUT, detail) from None
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError) as exc:
             task = asyncio.current_task()
+            if ended or isinstance(exc, TimeoutError):
+                detail = f"no answer within {self._settings.timeout:g} s"
+                detail += f": {self._silence}" if self._silence else ""
+                raise ProbeFailed(Cause.TIMED_OUT, detail) from None
             if task is None or task.cancelling():
                 raise
             raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None
@@ -368,7 +445,7 @@ class Prober:
                 )
             raise ProbeFailed(Cause.OTHER, f"the probe raised {type(exc).__name__}") from exc
 
-    def _check_time(self, scope: asyncio.Timeout) -> None:
+    def _check_time(self, scope: _Scope) -> None:
         """End the running probe if its time is over."""
         loop, lag, client = asyncio.get_running_loop(), self.lag, self._probed
         if self._alarm is None or lag is None or client is None:
@@ -380,8 +457,8 @@ class Prober:
         left = self._settings.timeout - (loop.time() - began - lost)
         if left > _RESOLUTION:
             self._alarm.set(loop.time() + left, _RESOLUTION)
-        elif not scope.expired():  # a suspicion may have ended this probe already
+        elif not scope.expired:  # a suspicion may have ended this probe already
             # The first request of a probe is acknowledged soon after the probe began.
             within = self._settings.timeout + _ACKNOWLEDGED
             self._silence = describe_silence(client.links(), within=within)
-            scope.reschedule(loop.time())
+            scope.end()

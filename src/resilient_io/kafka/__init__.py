@@ -12,6 +12,13 @@ from .consumer import (
     TopicPartition,
     UnreadableRecord,
 )
+from .dead_letters import (
+    DeadLetterFilter,
+    ReplayReport,
+    StoredDeadLetter,
+    read_dead_letters,
+    replay_dead_letters,
+)
 from .errors import (
     KafkaAuthenticationFailed,
     KafkaClosed,
@@ -36,6 +43,7 @@ __all__ = [
     "ConsumerSettings",
     "ConsumerStats",
     "DeadLetter",
+    "DeadLetterFilter",
     "DeliveryFailure",
     "DeliveryReport",
     "DeliverySettings",
@@ -53,11 +61,15 @@ __all__ = [
     "ProducerStats",
     "Record",
     "RecordsLost",
+    "ReplayReport",
     "ResilientKafkaConsumer",
     "ResilientKafkaProducer",
     "RunLimits",
     "RunStats",
+    "StoredDeadLetter",
     "TopicPartition",
     "Transaction",
     "UnreadableRecord",
+    "read_dead_letters",
+    "replay_dead_letters",
 ]

@@ -198,6 +198,24 @@ def quoted_error(error: BaseException) -> BaseException:
     return error
 
 
+def is_connection_refusal(error: BaseException) -> bool:
+    """Return whether a broker refused the authentication of a connection.
+
+    An instance that has worked before may be refused when its session ends or a secret is rotated:
+    that is an outage, which the next connection may end.
+    """
+    return isinstance(
+        quoted_error(error),
+        (
+            driver.AuthenticationFailedError,
+            driver.AuthenticationMethodNotSupported,
+            driver.SaslAuthenticationFailed,
+            driver.UnsupportedSaslMechanismError,
+            driver.IllegalSaslStateError,
+        ),
+    )
+
+
 def classify_error(error: BaseException) -> Classification:
     """Return the meaning of an error that aiokafka raised.
 

@@ -10,6 +10,8 @@ import contextlib
 import inspect
 import math
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import hiredis
@@ -26,7 +28,6 @@ from .connect import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .connection import (
     CHECK_CLOCK,
     LARGE,
-    SECOND_CHECK,
     ConnectionLost,
     LeftBehind,
     NotMultiplexable,
@@ -36,6 +37,7 @@ from .connection import (
 )
 from .errors import ConnectionFailure, refusal, remove_secrets
 from .standby import PING
+from .watchdog import SECOND_CHECK
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -420,6 +422,7 @@ def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+_LAST: Callable[[Sequence[object]], object] = itemgetter(-1)
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
@@ -436,6 +439,8 @@ class Packer:
 
     def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
         """Return a packed command. `words` is its name as it is sent; `args` includes the name."""
+        if has_large(args):
+            return self._pack_large((*words, *args[1:]))
         if self.direct:
             try:
                 # A single word is sent as it was passed.
@@ -449,7 +454,7 @@ class Packer:
         self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]
     ) -> list[bytes]:
         """Return packed commands, as `pack` does. Each includes its name."""
-        if self.direct:
+        if self.direct and max(map(getsizeof, map(_LAST, commands)), default=0) <= LARGE:
             try:
                 return [
                     _pack(args if len(spec.words) == 1 else (*spec.words, *args[1:]))
@@ -458,6 +463,21 @@ class Packer:
             except TypeError:
                 pass  # as in `pack`
         return [self.pack(spec.words, args) for spec, args in zip(specs, commands, strict=True)]
+
+    def _pack_large(self, words: Sequence[object]) -> bytes:
+        """Return a packed command without further copies of its values, which `hiredis` makes."""
+        parts: list[bytes] = [b"*%d\r\n" % len(words)]
+        for word in words:
+            value = self._encoder.encode(word)
+            if not isinstance(value, bytes):
+                value = bytes(value)
+            parts += (b"$%d\r\n" % len(value), value, b"\r\n")
+        return b"".join(parts)
+
+
+def has_large(args: Sequence[object]) -> bool:
+    """Return whether a value is so large that the request keeps small calls off its connection."""
+    return max(map(getsizeof, args)) > LARGE
 
 
 def callback_of(callbacks: Callbacks, name: Any) -> Callable[..., Any] | None:

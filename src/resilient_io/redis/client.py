@@ -10,6 +10,7 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import replace
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import redis.asyncio as driver
@@ -181,6 +182,9 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         retries = {key: given.pop(key) for key in _RETRY_OPTIONS if key in given}
         if connection_pool is None and not any(option in given for option in _DRIVER_OPTIONS):
             given["driver_info"] = driver_info()
+        if connection_pool is not None and given.get("event_dispatcher") is None:
+            # redis-py 8.1 would create another one, with nine objects.
+            given["event_dispatcher"] = getattr(connection_pool, "_event_dispatcher", None)
         with explain_options(tuple(secrets_in(given))):
             super().__init__(
                 connection_pool=connection_pool,
@@ -350,6 +354,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             or get_ident() != multiplexer.thread
             or not multiplexer.is_running()
             or (options and NEVER_DECODE in options)
+            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(args[0])

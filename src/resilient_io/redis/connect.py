@@ -251,6 +251,15 @@ def abort(connection: AbstractConnection) -> None:
     connection._reader = connection._writer = None
 
 
+def free_streams(connection: Any) -> None:
+    """Free what redis-py reads with, because its connection was taken over for good."""
+    # redis-py 8.1 `AbstractConnection` and CPython 3.11 to 3.13 `asyncio.StreamWriter`. The writer
+    # stays: where it is collected, it closes the transport.
+    writer, parser = connection._writer, connection._parser
+    writer._reader = writer._protocol = None
+    connection._reader = parser._stream = parser._reader = None
+
+
 def is_lost(connection: AbstractConnection) -> bool:
     """Return whether a connection is known to be gone, before anything is sent on it.
 

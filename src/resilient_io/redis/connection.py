@@ -14,12 +14,15 @@ import hiredis
 from redis.exceptions import InvalidResponse, RedisError
 
 from resilient_io.health import Cause
-from resilient_io.link import INTERVAL, describe_silence, read_link, send_queue_size
+from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
 
+from .connect import free_streams
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
+from .large_replies import LargeReplies, may_begin
 from .wakeups import TaskWakeup, can_wake, wake
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +212,10 @@ def _ignore(_push: list[Any]) -> None:
 class ResponseQueue:
     """The calls that wait for replies on one connection, in order, and the reply parser."""
 
-    __slots__ = ("_partial", "_pushed", "_pushes", "_reader", "_special", "large", "waiting")
+    __slots__ = (
+        "_decoding", "_large_replies", "_partial", "_pushed", "_pushes", "_reader", "_special",
+        "large", "waiting",
+    )  # fmt: skip
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
         encoder = connection.encoder
@@ -217,12 +223,14 @@ class ResponseQueue:
         if encoder.decode_responses:
             decoding = {"encoding": encoder.encoding, "errors": encoder.encoding_errors}
         # redis-py 8.1 `BaseParser.parse_error` maps the prefix of an error reply to its class.
-        self._reader = hiredis.Reader(
+        self._reader: Any = hiredis.Reader(
             protocolError=InvalidResponse,
             replyError=connection._parser.parse_error,
             notEnoughData=NOT_ENOUGH,
             **decoding,
         )
+        self._decoding = decoding
+        self._large_replies = LargeReplies(LARGE)
         self._pushes = pushes
         self._pushed: Callable[[list[Any]], object] = _ignore
         self._partial = 0
@@ -261,22 +269,36 @@ class ResponseQueue:
         If `wakeups` is given, tasks that wait for the plain futures are not scheduled: the caller
         must continue those that were added to the list.
         """
-        before = len(self.waiting)
-        self._reader.feed(data)
+        before, large = len(self.waiting), self._large_replies
+        split = large.in_step and (large.pending or may_begin(data))
         try:
-            if self._special or wakeups is None:
-                self._read_each()
+            if split:
+                self._read_split(data, wakeups)
             else:
-                self._read(wakeups)
+                self._parse(data, wakeups)
         except IndexError:
             raise InvalidResponse("a reply without a request") from None
-        if not self.waiting and not self._pushes and self._reader.has_data():
-            raise InvalidResponse("a part of a reply without a request")
+        incomplete = self._reader.has_data()
+        if not self.waiting and not self._pushes:
+            if incomplete or large.pending:
+                raise InvalidResponse("a part of a reply without a request")
+            large.in_step = True
+        elif large.in_step and not split:
+            large.follow(data, incomplete=incomplete)
         answered = before - len(self.waiting)
-        # After push messages alone, no reply has begun to arrive.
-        whole = answered or not self._reader.has_data()
-        self._partial = 0 if whole else self._partial + len(data)
+        if large.pending:
+            self._partial = large.received
+        else:
+            # After push messages alone, no reply has begun to arrive.
+            self._partial = self._partial + len(data) if incomplete and not answered else 0
         return answered
+
+    def _parse(self, data: bytes | memoryview, wakeups: list[Wakeup] | None) -> None:
+        self._reader.feed(data)
+        if self._special or wakeups is None:
+            self._read_each()
+        else:
+            self._read(wakeups)
 
     def _read(self, wakeups: list[Wakeup]) -> None:
         gets, next_entry = self._reader.gets, self.waiting.popleft
@@ -331,6 +353,25 @@ class ResponseQueue:
             if not entry.done():
                 entry.set_result(reply)
 
+    def _read_split(self, data: bytes, wakeups: list[Wakeup] | None) -> None:
+        """Read a part of a large value, or bytes among which one may begin."""
+        for piece, large in self._large_replies.split(data):
+            if not large:
+                self._parse(piece, wakeups)
+                continue
+            head = self.waiting.popleft()
+            special = head if isinstance(head, PendingRequest) and head.special else None
+            reply: object = piece
+            if self._decoding and (special is None or special.position not in special.raw):
+                try:
+                    reply = str(piece, **self._decoding)
+                except UnicodeDecodeError as error:
+                    reply = error
+            if special is not None:
+                self._answered(special, 1)
+            if not head.done():
+                head.set_result(reply)
+
     def _read_batch(self, request: PendingRequest) -> bool:
         """Read the remaining replies to a request of several commands. Return whether all came."""
         gets, push = self._reader.gets, hiredis.PushNotification
@@ -380,6 +421,7 @@ class ResponseQueue:
 
     def fail_all(self, lost: ConnectionLost) -> bool:
         """End all waits: no reply will arrive. Return whether any call waited."""
+        self._large_replies.clear()
         waiting, self.waiting = self.waiting, deque()
         for entry in waiting:
             if isinstance(entry, PendingRequest):
@@ -387,137 +429,6 @@ class ResponseQueue:
             elif not entry.done():
                 entry.set_result(lost)
         return bool(waiting)
-
-
-SECOND_CHECK = 0.005
-"""Seconds between a suspicion and its consequence: a reply in the socket is read first."""
-
-
-class Watchdog:
-    """Closes a connection that is silent for too long. One timer, armed while calls are in flight.
-
-    It checks twice within the response timeout: a large request that is still being sent is not
-    silence, and only a comparison of two checks shows progress. Progress of the oldest write alone
-    counts: later writes that leave (a ping, for example) prove nothing about the peer.
-
-    In between, while nothing arrives, it lets `path` look at what the kernel knows.
-    """
-
-    __slots__ = (
-        "_connection",
-        "_due",
-        "_first",
-        "_in_flight",
-        "_left",
-        "_loop",
-        "_path",
-        "_queue",
-        "_timer",
-        "_written",
-    )
-
-    def __init__(
-        self,
-        connection: MultiplexedConnection,
-        in_flight: InFlightWrites,
-        queue: ResponseQueue,
-        path: PathMonitor | None,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._connection = connection
-        self._in_flight = in_flight
-        self._queue = queue
-        self._path = path if connection.link is not None else None
-        self._first = min(connection.response_timeout / 2, INTERVAL)
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0  # the loop time of the next check for silence
-        # At the latest check: the bytes that the connection had written, and those that had left.
-        self._written = self._left = 0
-
-    def arm(self, now: float) -> None:
-        """Start the timer at `now`, unless it is running."""
-        if self._timer is None:
-            self._due = now + self._connection.response_timeout / 2
-            self._timer = self._loop.call_at(now + self._first, self._check)
-
-    def stop(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    @property
-    def _timeout(self) -> float:
-        return self._connection.response_timeout + self._connection.extra_timeout
-
-    def _check(self) -> None:
-        self._timer = None
-        connection, waiting = self._connection, self._queue.waiting
-        if connection.delayed and (not waiting or self._waited() < INTERVAL / 2):
-            connection.catch_up()
-        if not waiting:
-            return
-        if self._loop.time() >= self._due and not self._check_silence():
-            return
-        waited = self._waited()
-        pause = INTERVAL - waited if waited < INTERVAL - SECOND_CHECK else INTERVAL
-        if waited >= INTERVAL - SECOND_CHECK:
-            link = connection.link
-            if link is None or not link.unacked:  # else the path may be gone, not the server busy
-                connection.fall_behind()
-            if self._path is not None and connection.lost is None:
-                pause = self._path.look(connection.socket, waited)
-        if connection.lost is None:
-            self._timer = self._loop.call_at(min(self._due, self._loop.time() + pause), self._check)
-
-    def _waited(self) -> float:
-        """Return for how many seconds the calls in flight have waited without a byte."""
-        return self._loop.time() - max(self._in_flight.writes[0].at, self._in_flight.last_byte)
-
-    def _check_silence(self) -> bool:
-        """Schedule the next check for silence. Return False if this was the last one."""
-        connection = self._connection
-        written = connection.bytes_sent
-        left = written - self._unacknowledged()
-        if self._left < self._in_flight.writes[0].end <= self._written and left > self._left:
-            self._in_flight.note_progress()
-        self._written, self._left = written, left
-        timeout, silence = self._timeout, self._in_flight.silence()
-        if silence >= timeout:
-            self._timer = self._loop.call_later(
-                SECOND_CHECK, self._conclude, self._in_flight.last_byte
-            )
-            return False
-        # Not later than their deadline, although the next check is half of the timeout away.
-        deadline = connection.deadline
-        age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
-        late = self._in_flight.count_before(self._loop.time() - age)
-        self._queue.promote(late, connection.adopt)
-        if silence < timeout / 2:
-            next_check = timeout / 2 - silence
-        else:
-            next_check = timeout - silence
-            connection.fall_silent()
-        self._due = self._loop.time() + max(next_check, SECOND_CHECK)
-        return True
-
-    def _conclude(self, last_byte: float) -> None:
-        self._timer = None
-        in_flight, connection = self._in_flight, self._connection
-        quiet = in_flight.last_byte == last_byte and bool(self._queue.waiting)
-        if quiet and in_flight.silence() >= self._timeout:
-            connection.close(connection.describe_silence(connection.response_timeout))
-        else:
-            self._due = self._loop.time()
-            self._check()
-
-    def _unacknowledged(self) -> int:
-        """Return the number of written bytes that the peer has not acknowledged yet."""
-        transport, sock = self._connection.transport, self._connection.socket
-        size = transport.get_write_buffer_size()
-        if sock is None or sock.fileno() < 0:
-            return size
-        return size + send_queue_size(sock.fileno())
 
 
 _ENOUGH = 25
@@ -572,6 +483,7 @@ class MultiplexedConnection(asyncio.Protocol):
         pushes: bool = False,
         path: PathMonitor | None = None,
         direct_wakeups: bool = True,
+        detachable: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
@@ -614,11 +526,13 @@ class MultiplexedConnection(asyncio.Protocol):
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
         self.transport.set_write_buffer_limits(high=4 * 1024 * 1024)
-        self._driver_protocol = self.transport.get_protocol()
+        self._driver_protocol: Any = self.transport.get_protocol() if detachable else None
         self.socket: Any = self.transport.get_extra_info("socket")
         self.peer: Any = self.transport.get_extra_info("peername")
         self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
+        if not detachable:
+            free_streams(connection)
 
     # -- for callers -----------------------------------------------------------------------
 
@@ -813,9 +727,14 @@ class MultiplexedConnection(asyncio.Protocol):
             waiting = self._responses.waiting
             waiting.extend(queue)
             self._enough = max(_ENOUGH, len(waiting) // 4)
-            blob = b"".join(data) if len(data) > 1 else data[0]
-            self._written(len(queue), len(blob))
-            self.transport.write(blob)
+            if self._responses.large:
+                self._written(len(queue), sum(map(len, data)))
+                for part in data:  # a large one is not copied
+                    self.transport.write(memoryview(part))
+            else:
+                blob = b"".join(data) if len(data) > 1 else data[0]
+                self._written(len(queue), len(blob))
+                self.transport.write(blob)
 
     def _without_cancelled(
         self, queue: list[Entry], data: list[bytes]

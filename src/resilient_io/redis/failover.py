@@ -7,9 +7,10 @@ stays idle.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import logging
 from typing import TYPE_CHECKING
 
+from resilient_io.health import FailoverRecord
 from resilient_io.tasks import Signal
 
 if TYPE_CHECKING:
@@ -17,25 +18,10 @@ if TYPE_CHECKING:
 
     from resilient_io.health import Reporter
 
+_log = logging.getLogger("resilient_io.redis")
+
 HOLD = 5.0
 """Longest time, in seconds, for which calls are held for one attempt to fail over."""
-
-
-@dataclass(frozen=True, slots=True)
-class FailoverRecord:
-    """A failover that the client went through.
-
-    Attributes:
-        at: Loop time at which it was noticed.
-        duration: Seconds until the client was connected to the new master.
-        held: How many calls waited for that.
-        master: The address of the new master.
-    """
-
-    at: float
-    duration: float
-    held: int
-    master: str
 
 
 class Failover:
@@ -43,10 +29,12 @@ class Failover:
 
     Args:
         reports: What the client reports to its health.
+        name: Name of the dependency, for the log.
     """
 
-    def __init__(self, reports: Reporter) -> None:
+    def __init__(self, reports: Reporter, name: str) -> None:
         self._reports = reports
+        self._name = name
         self._timer: asyncio.TimerHandle | None = None
         self._over = Signal()  # set while calls are not held
         self._over.set()
@@ -57,6 +45,10 @@ class Failover:
         self.expected_within = 0.0
         """Seconds of an outage within which a failover can be expected."""
         self.count = 0
+        self.seconds = 0.0
+        """How long all failovers took together."""
+        self.held = 0
+        """How many calls waited for them together."""
         self.latest: FailoverRecord | None = None
 
     @property
@@ -108,8 +100,25 @@ class Failover:
         if self._began is None or self.holding:
             return
         now = asyncio.get_running_loop().time()
+        record = FailoverRecord(self._began, now - self._began, self._held, self._master)
+        self.latest = record
         self.count += 1
-        self.latest = FailoverRecord(self._began, now - self._began, self._held, self._master)
+        self.seconds += record.duration
+        self.held += record.held
+        _log.info(
+            "%s continues on %s, %.2f s after the failover was noticed; %d calls waited for it",
+            self._name,
+            record.master,
+            record.duration,
+            record.held,
+            extra={
+                "event": "failed_over",
+                "dependency": self._name,
+                "master": record.master,
+                "duration": record.duration,
+                "held": record.held,
+            },
+        )
         self.end()
 
     def end(self) -> None:

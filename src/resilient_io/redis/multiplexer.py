@@ -434,6 +434,18 @@ class BoundState:
 class Multiplexer:
     """Assigns each call to a connection, or keeps it until there is one."""
 
+    # A dictionary of so many attributes takes 1.6 KB.
+    # fmt: off
+    __slots__ = (
+        "__weakref__",
+        "_choosing", "_closing", "_delays", "_full_at", "_past", "_path", "_policy", "_preferred",
+        "_reading", "_reconnector", "_replacing", "_retiring", "_settings", "_slots", "_stale",
+        "_waiting", "bound", "bound_state", "create_future", "current", "failover", "failures",
+        "fast", "first", "health", "idle_check", "is_running", "lag", "latencies", "loop",
+        "reports", "session", "target", "thread", "time", "unsupported",
+    )
+    # fmt: on
+
     def __init__(
         self,
         *,
@@ -451,7 +463,7 @@ class Multiplexer:
     ) -> None:
         self.target = target
         self.health = health
-        self.failover = failover if failover is not None else Failover(reports)
+        self.failover = failover if failover is not None else Failover(reports, health.name)
         """While it is in progress, calls are held."""
         self.reports = reports
         """What this client reports to `health`, until it is closed."""
@@ -879,6 +891,7 @@ class Multiplexer:
         return MultiplexedConnection(
             connection,
             owner=self if owner is None else owner,
+            detachable=owner is not None,
             name=name,
             client_id=client_id,
             response_timeout=self._policy.response_timeout,

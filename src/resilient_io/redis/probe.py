@@ -15,9 +15,12 @@ from resilient_io.text import clean_text
 from .connect import abort, connect, query_over, socket_of
 from .connection import ConnectionLost
 from .errors import refusal
+from .ping_turns import PingTurns
 from .standby import PING
 
 if TYPE_CHECKING:
+    import random
+
     from redis.asyncio.connection import AbstractConnection
 
     from resilient_io.link import LinkState
@@ -32,9 +35,10 @@ _PING_ALL = 5  # probes of a client, one of which also pings the connections tha
 class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
 
-    def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy) -> None:
+    def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy, rng: random.Random) -> None:
         self._multiplexer = multiplexer
         self._policy = policy
+        self.turns = PingTurns(multiplexer, rng)
         self._pings = 0
         self._connecting: AbstractConnection | None = None  # the new connection of a running probe
         self._asked = -math.inf  # when the latest probe of a suspicion began
@@ -54,6 +58,9 @@ class RedisProbe:
         multiplexer = self._multiplexer
         if multiplexer.bound or not multiplexer.connections:
             return
+        if self.turns.replied_elsewhere() > -math.inf:
+            return
+        self.turns.note_ping()
         preferred = self._next_pinged()
         for connection in multiplexer.connections if preferred is None else [preferred]:
             if not connection.in_flight:
@@ -67,6 +74,7 @@ class RedisProbe:
         reports = self._multiplexer.reports
         try:
             self._check(answer.result())
+            self.turns.note_answer()
         except ProbeFailed as problem:
             if problem.answered:  # the loss of a connection is reported by the connection
                 reports.failed(problem.cause, problem.detail, answered=True)
@@ -82,7 +90,7 @@ class RedisProbe:
         if not multiplexer.first.ended and not multiplexer.bound:
             await self._try_first_connection()
         elif suspicious or multiplexer.bound or not multiplexer.connections:
-            refused, self._asked = multiplexer.health.refused_at >= self._asked, began
+            refused, self._asked = multiplexer.health.refused_at > self._asked, began
             if refused and multiplexer.connections and not multiplexer.bound:
                 await self._ask_open()  # a new connection may take its time, or all of it
             await self._try_new_connection()
@@ -139,11 +147,13 @@ class RedisProbe:
 
     async def _ping_open(self) -> None:
         """Ping the connection in use, and sometimes all: a load balancer may forget one."""
+        self.turns.note_ping()
         preferred = self._next_pinged()
         if preferred is None:
             await self._ping_all()
         else:
             self._check(await preferred.ask(PING))
+        self.turns.note_answer()
 
     def _next_pinged(self) -> MultiplexedConnection | None:
         """Return the connection to ping, or None for all."""

@@ -26,6 +26,7 @@ from .probe import RedisProbe
 from .scripts import KnownScripts
 from .sentinel_monitor import SentinelMonitor
 from .session import SessionSettings
+from .topology import SentinelTopology
 
 if TYPE_CHECKING:
     import random
@@ -88,6 +89,7 @@ class Runtime:
         self.session = SessionSettings(target.client_name)
         self.rng = rng
         self._binding: LoopBinding | None = None
+        self._probe: RedisProbe | None = None
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Dependency] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -105,8 +107,7 @@ class Runtime:
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
-        self.failover = Failover(self._reports)
-        self._monitor = self._make_monitor()
+        self.failover = Failover(self._reports, self.health.name)
         self.multiplexer = multiplexer = Multiplexer(
             target=self.target,
             policy=self.policy,
@@ -120,6 +121,7 @@ class Runtime:
             unfenced=unfenced,
             failover=self.failover,
         )
+        self._monitor = self._make_monitor()
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
@@ -137,10 +139,17 @@ class Runtime:
         source = self.target.master
         if source is None:
             return None
+        topology = SentinelTopology(
+            source=source,
+            failover=self.failover,
+            multiplexer=self.multiplexer,
+            address_map=self.target.address_map,
+        )
         return SentinelMonitor(
             self.target,
             source=source,
             failover=self.failover,
+            topology=topology,
             health=self.health,
             reports=self._reports,
             rng=self.rng,
@@ -197,13 +206,15 @@ class Runtime:
         self._checks_use = False
         self.multiplexer.start()
         follow_credentials(self._template, self.multiplexer)
-        probe = RedisProbe(self.multiplexer, self.policy)
+        self._probe = probe = RedisProbe(self.multiplexer, self.policy, self.rng)
         self._attachment = self.health.start(
             probe,
             last_reply=self.multiplexer.last_byte,
             links=probe.links,
             queued=probe.queued,
             keep_alive=probe.keep_alive,
+            replied_elsewhere=probe.turns.replied_elsewhere,
+            topology=self._monitor.topology if self._monitor is not None else None,
         )
         self._subscription = self.health.on_update(self._health_changed)
         if self._monitor is not None:
@@ -323,11 +334,14 @@ class Runtime:
         await self.pool.aclose()
         if self._attachment is not None:
             await self._attachment.detach()
+        if self._probe is not None:
+            self._probe.turns.leave()
         await self.target.aclose()  # after the probe, which must not take this for a failure
         await self.health.release()
         while self._at_close:
             await self._at_close.pop()()
-        self._attachment = self._subscription = self._binding = self._closing = None
+        self._probe = self._attachment = self._subscription = None
+        self._binding = self._closing = None
 
     def note_fork(self) -> None:
         """Accept no more calls in a forked process: the parent uses the connections."""

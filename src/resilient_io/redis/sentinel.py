@@ -117,6 +117,8 @@ class SentinelAddress:
         self._servers: dict[int, list[Address]] = {}  # all that a Sentinel has ever named, by index
         self.known: KnownMaster | None = None
         """The current master, as far as is known."""
+        self.known_since: float | None = None
+        """Loop time at which it was named as the master."""
         self.answers: Sequence[Answer | None] = [None] * len(sentinels)
         """The latest answer of each Sentinel; None if it did not answer the latest question."""
 
@@ -165,6 +167,7 @@ class SentinelAddress:
             return  # a later answer was faster
         self.known = master
         if before is None or before.address != master.address:
+            self.known_since = asyncio.get_running_loop().time()
             for listener in self._listeners:
                 listener(before, master)
 

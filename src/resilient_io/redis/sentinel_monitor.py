@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .errors import ConnectionFailure
     from .failover import Failover
     from .sentinel import Answer, SentinelAddress
+    from .topology import SentinelTopology
 
 _BEGINS = "+try-failover"
 _ABORTED = "-failover-abort-*"
@@ -71,6 +72,7 @@ class SentinelMonitor:
     Args:
         target: The target, which is a master that Sentinels monitor.
         failover: What is done about a failover.
+        topology: Shows what is known about the servers.
         health: The state of the master.
         reports: What the client reports to it.
         rng: Source of jitter.
@@ -82,6 +84,7 @@ class SentinelMonitor:
         *,
         source: SentinelAddress,
         failover: Failover,
+        topology: SentinelTopology,
         health: Dependency,
         reports: Reporter,
         rng: random.Random,
@@ -89,12 +92,14 @@ class SentinelMonitor:
         self._source = source
         self._nodes: Sequence[SentinelNode] = target.sentinels
         self._failover = failover
+        self.topology = topology
         self._health = health
         self._reports = reports
         self._rng = rng
         self._tasks: list[asyncio.Task[None]] = []
         self._died: str | None = None
         self._asked = Signal()
+        self._heard: set[str] = set()  # Sentinels to which a subscription was tried
         self._lost: dict[str, ConnectionFailure] = {}  # why a Sentinel has no subscription
         self._undecided = False  # whether the latest answers did not name a master
         self._flagged = False  # whether a Sentinel was failing over when it was asked last
@@ -102,16 +107,12 @@ class SentinelMonitor:
         self._reported = ""
         self._remark = ""
 
-    @property
-    def subscribed(self) -> int:
-        """The number of Sentinels whose events arrive."""
-        return len(self._nodes) - len(self._lost)
-
     def start(self) -> None:
         """Subscribe to each Sentinel, in the running loop."""
         for node in self._nodes:
             self._start_task(self._follow(node), f"sentinel {node.name}")
         self._start_task(self._ask_repeatedly(), "sentinels")
+        self._start_task(self.topology.measure_repeatedly(), "replica lag")
 
     def ask(self) -> None:
         """Ask all Sentinels soon: something has happened that they may know more about."""
@@ -191,6 +192,8 @@ class SentinelMonitor:
             self._lost.pop(node.name, None)
         else:
             self._lost[node.name] = failure
+        self._heard.add(node.name)
+        self.topology.note_subscribed(len(self._heard - self._lost.keys()))
         self.ask()
 
     # -- questions ---------------------------------------------------------------------------

@@ -28,6 +28,9 @@ _MAX_PARTITIONS = 200
 """Partitions of one topic with a row of their own: those with the most lag. The page is built
 again every second."""
 
+_MAX_SERVERS = 60
+"""Servers of one dependency that are listed: for the same reason."""
+
 # Counters that are useful only as differences over time; the histogram is also long.
 _FOR_METRICS = frozenset({"latency_total", "latency_counts"})
 _INLINE: Final = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
@@ -75,7 +78,7 @@ def build_status(
         "dependencies": [
             {
                 "role": monitor.role_of(dependency),
-                **dependency.snapshot(),
+                **_snapshot(dependency),
                 "timeline": _timeline(dependency, now),
             }
             for dependency in monitor.dependencies
@@ -90,6 +93,19 @@ def build_status(
 def loop_lag(monitor: HealthMonitor) -> LoopLag | None:
     """Return the lag of the event loop, which all watched dependencies share."""
     return next((each.lag for each in monitor.dependencies if each.lag is not None), None)
+
+
+def _snapshot(dependency: Dependency) -> dict[str, Any]:
+    snapshot: dict[str, Any] = dependency.snapshot()
+    topology = snapshot["topology"]
+    if topology is not None:
+        servers = topology["servers"]
+        if len(servers) > _MAX_SERVERS:
+            # Of a large cluster, those that matter most.
+            servers = sorted(servers, key=lambda each: each["state"] != "down")
+        topology["servers"] = servers[:_MAX_SERVERS]
+        topology["servers_omitted"] = max(len(servers) - _MAX_SERVERS, 0)
+    return snapshot
 
 
 def _timeline(dependency: Dependency, now: float) -> list[dict[str, object]]:

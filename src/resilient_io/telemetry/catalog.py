@@ -111,6 +111,24 @@ resilient_io.link.unacknowledged updown By DEPENDENCY
     Bytes that the host has not acknowledged
 resilient_io.link.unacknowledged.age gauge s DEPENDENCY
     Time since the latest acknowledgement while something is not acknowledged, otherwise 0
+resilient_io.topology.servers updown {server} DEPENDENCY server.role server.state
+    Servers behind Sentinels, or of a cluster, by role (master or replica) and state
+resilient_io.topology.replica_lag gauge s DEPENDENCY
+    Time since a replica confirmed data to its master; the longest of all replicas
+resilient_io.topology.master_age gauge s DEPENDENCY
+    Time for which the client has known the current master
+resilient_io.topology.sentinels updown {sentinel} DEPENDENCY sentinel.state
+    Sentinels to which the client listens (reached), and the others (lost)
+resilient_io.topology.slots updown {slot} DEPENDENCY slot.state
+    Slots of a cluster whose master is not down (served), and the others (lost)
+resilient_io.topology.failing_over gauge 1 DEPENDENCY
+    1 while a failover is in progress
+resilient_io.topology.failovers counter {failover} DEPENDENCY
+    Failovers after which the client continued on another master
+resilient_io.topology.failover_time counter s DEPENDENCY
+    Time from noticing these failovers until the client was connected to the new master
+resilient_io.topology.calls_held counter {call} DEPENDENCY
+    Calls that waited for these failovers
 resilient_io.client.liveness_failure gauge 1 CLIENT
     1 while the client needs a restart of the process
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -187,6 +188,8 @@ class Readings:
         source.add("resilient_io.dependency.failures", *own, value=snapshot["failures"])
         source.add("resilient_io.dependency.refusals", *own, value=snapshot["refusals"])
         source.add("resilient_io.dependency.parts_lost", *own, value=len(snapshot["parts_lost"]))
+        if snapshot["topology"] is not None:
+            _read_topology(own, snapshot["topology"], source)
         link = snapshot["link"]
         if link is None:
             return  # nothing is known without an open connection, or on systems other than Linux
@@ -199,6 +202,31 @@ class Readings:
         source.add("resilient_io.link.unacknowledged", *own, value=link["unacked_bytes"])
         age = link["ack_age"] if link["unacked"] else 0.0
         source.add("resilient_io.link.unacknowledged.age", *own, value=age)
+
+
+def _read_topology(
+    own: tuple[str, ...], topology: Mapping[str, Any], source: _SourceReadings
+) -> None:
+    prefix, servers = "resilient_io.topology", topology["servers"]
+    counts = Counter((each["role"], each["state"]) for each in servers)
+    for role in ("master", "replica"):
+        for state in State:
+            value = counts[role, state.value]
+            source.add(f"{prefix}.servers", *own, role, state.value, value=value)
+    lags = [each["lag"] for each in servers if each["lag"] is not None]
+    if lags:
+        source.add(f"{prefix}.replica_lag", *own, value=max(lags))
+    if topology["master_age"] is not None:
+        source.add(f"{prefix}.master_age", *own, value=topology["master_age"])
+    for name, word in (("sentinels", "reached"), ("slots", "served")):
+        total, good = topology[name], topology[f"{name}_{word}"]
+        if total is not None:
+            source.add(f"{prefix}.{name}", *own, word, value=good)
+            source.add(f"{prefix}.{name}", *own, "lost", value=total - good)
+    source.add(f"{prefix}.failing_over", *own, value=topology["failing_over"])
+    source.add(f"{prefix}.failovers", *own, value=topology["failovers"])
+    source.add(f"{prefix}.failover_time", *own, value=topology["failover_seconds"])
+    source.add(f"{prefix}.calls_held", *own, value=topology["calls_held"])
 
 
 class _SourceReadings:

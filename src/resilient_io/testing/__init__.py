@@ -1,6 +1,7 @@
 """Tools to test services that use Redis and Kafka, with the failures of real servers.
 
-- `RedisServer`, `RedisSentinel`, `KafkaServer` and `KafkaCluster` are servers to kill and freeze.
+- `RedisServer`, `RedisSentinel`, `RedisServerCluster`, `KafkaServer` and `KafkaCluster` are servers
+  to kill and freeze.
 - `SentinelSetup` is a master with replicas and Sentinels, which fail over.
 - `FaultProxy` drops replies, holds requests and slows down connections.
 - `cancel_everywhere` cancels a coroutine at every point where it can be cancelled.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cancellation import CancelReport, Finding, Moment, Problem, cancel_everywhere
+    from .clusters import ClusterShard, RedisClusterNode, RedisServerCluster, SlotMigration
     from .faults import Fault
     from .kafka.distribution import (
         ApacheKafka,
@@ -56,6 +58,7 @@ __all__ = [
     "Binary",
     "CancelReport",
     "Certificates",
+    "ClusterShard",
     "Fault",
     "FaultProxy",
     "Finding",
@@ -68,13 +71,16 @@ __all__ = [
     "NothingWillHappenError",
     "Problem",
     "ProxiedConnection",
+    "RedisClusterNode",
     "RedisSentinel",
     "RedisServer",
+    "RedisServerCluster",
     "Reply",
     "Request",
     "SentinelSetup",
     "ServerDidNotStartError",
     "ServerError",
+    "SlotMigration",
     "Tansu",
     "TansuServer",
     "VirtualTimeLoop",
@@ -97,6 +103,7 @@ __all__ = [
 # every session, also in projects that do not use the servers.
 _MODULES = {
     "cancellation": "CancelReport Finding Moment Problem cancel_everywhere",
+    "clusters": "ClusterShard RedisClusterNode RedisServerCluster SlotMigration",
     "faults": "Fault",
     "kafka.distribution": "ApacheKafka Tansu find_apache_kafka find_embedded_kafka find_kafka",
     "kafka.frames": "KafkaRequest",

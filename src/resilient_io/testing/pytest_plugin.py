@@ -30,7 +30,9 @@ REQUIRE_VARIABLE: Final = "RESILIENT_IO_REQUIRE_SERVERS"
 _STEPS_TO_END: Final = 20
 _FAILED: Final = pytest.StashKey[bool]()
 _T = TypeVar("_T")
-_Server = TypeVar("_Server", "testing.RedisServer", "testing.KafkaServer")
+_Server = TypeVar(
+    "_Server", "testing.RedisServer", "testing.RedisServerCluster", "testing.KafkaServer"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -114,6 +116,11 @@ def _server_of_session() -> Iterator[testing.RedisServer]:
 
 
 @pytest.fixture(scope="session")
+def _cluster_of_session() -> Iterator[testing.RedisServerCluster]:
+    yield from _run_for_session(testing.RedisServerCluster())
+
+
+@pytest.fixture(scope="session")
 def _kafka_of_session() -> Iterator[testing.KafkaServer]:
     yield from _run_for_session(testing.KafkaServer())
 
@@ -144,6 +151,32 @@ async def sentinel_setup() -> AsyncIterator[testing.SentinelSetup]:
     _require_real_time("sentinel_setup")
     async with testing.SentinelSetup() as setup:
         yield setup
+
+
+@async_fixture
+async def redis_cluster() -> AsyncIterator[testing.RedisServerCluster]:
+    """A cluster of three masters with a replica each, to kill and freeze; it starts in about 4 s.
+
+    A node counts as failed after half a second.
+    """
+    _require_real_time("redis_cluster")
+    async with testing.RedisServerCluster(replicas=1, node_timeout=0.5) as cluster:
+        yield cluster
+
+
+@async_fixture
+async def shared_redis_cluster(
+    _cluster_of_session: testing.RedisServerCluster,
+) -> testing.RedisServerCluster:
+    """A cluster of three masters that all tests share; its data is flushed before each test.
+
+    A test that changes the cluster has to restore it.
+    """
+    _require_real_time("shared_redis_cluster")
+    for node in _cluster_of_session.nodes:
+        await node.query("FLUSHALL")
+        await node.query("SCRIPT", "FLUSH")
+    return _cluster_of_session
 
 
 @async_fixture

@@ -213,6 +213,22 @@ class SentinelSetup(Server):
         async with asyncio.timeout(_SETTLE_TIMEOUT):
             while not await self._is_settled():  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(_POLL_INTERVAL)
+            # For up to a second after its link is up, a replica may not get what is written.
+            master = self.node(await self.master_address())
+            await master.query("PUBLISH", "resilient-io:settled", "")  # it is replicated
+            offset = await self._offset(master)
+            for node in self.nodes:
+                while node.running and await self._offset(node) < offset:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(_POLL_INTERVAL)
+
+    @staticmethod
+    async def _offset(node: RedisServer) -> int:
+        """Return how much of the replicated data a server has."""
+        info = await node.query("INFO", "replication")
+        text = info.decode() if isinstance(info, bytes) else ""
+        facts = dict(line.partition(":")[::2] for line in text.splitlines())
+        name = "slave_repl_offset" if facts.get("role") == "slave" else "master_repl_offset"
+        return int(facts.get(name, 0))
 
     async def _is_settled(self) -> bool:
         address = await self.master_address()

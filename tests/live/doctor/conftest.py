@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +51,11 @@ async def collect(url, *, secrets=("hunter2",), **options):
 @pytest.fixture
 def examined():
     return collect
+
+
+@pytest.fixture
+def doctor_user():
+    """The command of the docs that makes a user for the doctor, with the password hunter2."""
+    page = (Path(__file__).parents[3] / "docs/howto/doctor.md").read_text()
+    words = re.search(r"^ACL SETUSER doctor .+$", page, re.MULTILINE)[0].split()
+    return [">hunter2" if word == ">…" else word for word in words]

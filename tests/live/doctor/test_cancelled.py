@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from resilient_io.doctor import examine, examine_host
-from resilient_io.testing import RedisServer, cancel_everywhere
+from resilient_io.testing import RedisServer, SentinelSetup, cancel_everywhere
 
 
 async def names_of(steps):
@@ -19,6 +19,23 @@ async def test_redis_examination_can_be_cancelled_everywhere(redis_server):
     assert report.findings == []
     assert report.result[-1] == "link"
     assert report.points > 10
+
+
+async def test_sentinel_examination_can_be_cancelled_everywhere():
+    async with SentinelSetup(replicas=1, sentinels=1) as setup:
+        host, port = setup.addresses[0]
+        url = f"redis+sentinel://{host}:{port}/mymaster"
+        report = await cancel_everywhere(lambda: names_of(examine(url)))
+    assert report.findings == []
+    assert report.result[-1] == "replicas"
+
+
+async def test_cluster_examination_can_be_cancelled_everywhere():
+    async with RedisServer(options={"cluster-enabled": "yes"}) as server:
+        await server.query("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        report = await cancel_everywhere(lambda: names_of(examine(server.url)))
+    assert report.findings == []
+    assert report.result[-1] == "replicas"
 
 
 @pytest.mark.soak

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import uuid
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from resilient_io import (
     ResilientRedis,
 )
 from resilient_io.errors import ResilientIOError
+from resilient_io.health import Topology, TopologyServer
 
 SOON = 40.0
 
@@ -46,6 +48,25 @@ class Service:
                 await asyncio.sleep(0.01)
 
 
+async def _answers(_suspicious):
+    return 0.001
+
+
+def _topology():
+    """Return all that the clients of Sentinels and of clusters show, together."""
+    return Topology(
+        servers=(
+            TopologyServer(address="a:1", role="master", state="up", slots=9),
+            TopologyServer(address="b:1", role="replica", state="up", lag=0.5),
+        ),
+        master_since=asyncio.get_running_loop().time(),
+        sentinels=3,
+        sentinels_reached=2,
+        slots=10,
+        slots_served=9,
+    )
+
+
 @pytest_asyncio.fixture
 async def service(redis_server, shared_kafka):
     """Handle records, some of which fail, while Redis is killed and restarted."""
@@ -67,8 +88,16 @@ async def service(redis_server, shared_kafka):
                 auto_offset_reset="earliest",
             )
         )
+        several = Dependency("several servers")
+        attachment = several.start(_answers, last_reply=lambda: -math.inf, topology=_topology)
+        stack.push_async_callback(attachment.detach)
         monitor = await stack.enter_async_context(
-            HealthMonitor(redis.health, shared=[kafka], liveness=[redis, producer, consumer])
+            HealthMonitor(
+                redis.health,
+                shared=[kafka],
+                optional=[several],
+                liveness=[redis, producer, consumer],
+            )
         )
         await monitor.until_ready(SOON)
 

@@ -181,6 +181,7 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
         each for each in index.history.operations if each.kind in ("acquire", "lock block")
     ]
     last = index.history.executions[-1].at + 1 if index.history.executions else 0
+    gone = removals(index)
     for name, taken in takings(index).items():
         for each in taken:
             if each.token in tokens:
@@ -198,6 +199,10 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
                 for other in index.executions_between(each.at, last)
             ):
                 continue  # released
+            if removed_between(
+                gone.get(name, []), each.at, max(caller.ended_at or last for caller in callers)
+            ):
+                continue  # it found the key gone: another client had deleted it
             yield Broken(
                 f"{name.decode()} was taken, but no caller heard that it holds it",
                 tuple(caller.number for caller in callers),

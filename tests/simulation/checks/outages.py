@@ -446,9 +446,13 @@ def _others(index: Index, fault: Disturbance, until: float) -> bool:
     return any(
         other is not fault
         and other.begin <= until
-        and (other.kind in ("forget", "fail over", "deny") or other.end + _AFTERMATH >= fault.begin)
+        and (other.kind in _LASTING or other.end + _AFTERMATH >= fault.begin)
         for other in index.disturbances
     )
+
+
+_LASTING = ("forget", "fail over", "deny", "deny then hold one")
+"""Faults that last longer than they say."""
 
 
 def _states(index: Index, dependency: str, at: int) -> list[str]:

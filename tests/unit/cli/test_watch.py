@@ -19,7 +19,7 @@ from resilient_io.cli.watch import (
     watch,
     watch_targets,
 )
-from resilient_io.health import ProbeDegraded, ProbeFailed
+from resilient_io.health import ProbeDegraded, ProbeFailed, Topology, TopologyServer
 from resilient_io.testing import cancel_everywhere
 
 
@@ -277,3 +277,35 @@ async def test_unknown_time_before_the_first_answer_is_in_the_summary(capsys):
         await task
     summary = capsys.readouterr().out.splitlines()[-1]
     assert re.search(r"^redis: answered \d+\.\d\d% of .* s; state unknown for \d\.\d s; ", summary)
+
+
+@pytest.mark.parametrize("display", [LineDisplay, JsonDisplay])
+async def test_watch_shows_the_servers_behind_a_dependency(capsys, display):
+    server = Server()
+    known = TopologyServer(address="10.0.0.1:6379", role="master", state="up")
+
+    async def open_it():
+        server.health.start(
+            server.probe,
+            last_reply=lambda: float("-inf"),
+            topology=lambda: Topology(servers=(known,), sentinels=3, sentinels_reached=3),
+        )
+
+    server.open = open_it
+    async with watching(server, display(), count=1) as (task, _):
+        assert await task == 0
+    printed = capsys.readouterr().out
+    if display is JsonDisplay:
+        (look,) = [each for each in events(printed) if each["event"] == "look"]
+        assert look["topology"]["servers"][0]["address"] == "10.0.0.1:6379"
+    else:
+        assert "up 2.00 ms; master 10.0.0.1:6379, 0 replicas" in printed
+
+
+async def test_table_has_a_column_for_servers_only_if_there_are_several():
+    server = Server()
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    display = TableDisplay(console)
+    async with watching(server, display, count=1) as (task, _):
+        await task
+    assert "servers" not in console.file.getvalue()

@@ -9,7 +9,8 @@ from redis import exceptions as driver
 
 from resilient_io.doctor import Status
 from resilient_io.doctor.link import judge_link
-from resilient_io.doctor.redis import check_reply, judge_login
+from resilient_io.doctor.login import judge_login
+from resilient_io.doctor.redis import check_reply
 from resilient_io.link import LinkState
 
 REDIS = {b"server": b"redis", b"version": b"7.0.15", b"mode": b"standalone", b"role": b"master"}
@@ -19,7 +20,8 @@ def server(hello=None, *, ping=b"PONG", takes=0.0):
     """Return a function that answers as a server does; an exception is raised."""
 
     async def ask(command, *_):
-        answer = {"PING": ping, "HELLO": hello}[command]
+        masters = [[b"name", b"orders"]]
+        answer = {"PING": ping, "HELLO": hello, "SENTINEL": masters}[command]
         await asyncio.sleep(takes)
         if isinstance(answer, Exception):
             raise answer
@@ -53,8 +55,9 @@ async def test_server_without_hello_is_checked_by_its_reply():
 @pytest.mark.parametrize(
     ("fields", "status", "found", "advice"),
     [
-        ({b"mode": b"sentinel"}, Status.PROBLEM, "this is a Sentinel", "from_sentinel"),
-        ({b"mode": b"cluster"}, Status.NOTE, "one node of a cluster", "RedisCluster"),
+        ({b"mode": b"sentinel"}, Status.PROBLEM, "this is a Sentinel", "host:port/orders"),
+        ({b"mode": b"cluster"}, Status.OK, "a node of a cluster: use ResilientRedisCluster", ""),
+        ({b"mode": b"cluster", b"role": b"slave"}, Status.OK, "a node of a cluster", ""),
         ({b"role": b"replica"}, Status.PROBLEM, "READONLY", "master"),
         ({b"role": b"slave"}, Status.PROBLEM, "READONLY", "master"),
     ],

@@ -188,6 +188,7 @@ async def test_snapshot_is_plain_data(dependency):
         "refusals": 0,
         "parts_lost": ["connection 1"],
         "link": None,
+        "topology": None,
         "loop_lag": {"current": 0.0, "worst": 0.0, "stalled": 0.0},
     }
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from resilient_io.health import Cause
-from resilient_io.redis.connection import SECOND_CHECK, Watchdog
 from resilient_io.redis.errors import ConnectionFailure
 from resilient_io.redis.in_flight import InFlightWrites
+from resilient_io.redis.watchdog import SECOND_CHECK, Watchdog
 
 TIMEOUT = 2.0
 

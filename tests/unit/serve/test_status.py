@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import hashlib
 import itertools
 import json
@@ -11,7 +12,14 @@ import re
 import pytest
 
 from resilient_io import RetryPolicy
-from resilient_io.health import Cause, Dependency, HealthMonitor, HealthSettings
+from resilient_io.health import (
+    Cause,
+    Dependency,
+    HealthMonitor,
+    HealthSettings,
+    Topology,
+    TopologyServer,
+)
 from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer, TopicPartition
 from resilient_io.redis import ResilientRedis
 from resilient_io.serve.status import build_status, content_security_policy, status_page
@@ -70,6 +78,30 @@ async def test_status_contains_the_state_of_the_monitor_and_its_reasons(monitor,
     assert (row["cause"], row["detail"], row["latency"]) == ("refused", "connection refused", 0.002)
     monitor.drain()
     assert build_status(monitor)["draining"] is True
+
+
+async def test_servers_of_a_large_cluster_are_bounded_and_those_that_are_down_come_first(
+    monitor, redis
+):
+    async def answers(_suspicious):
+        return 0.001
+
+    servers = [
+        TopologyServer(
+            address=f"n{number}:1", role="master", state="down" if number == 90 else "up"
+        )
+        for number in range(100)
+    ]
+    topology = Topology(servers=tuple(servers), slots=16384, slots_served=16000)
+    start = functools.partial(redis.start, answers, last_reply=lambda: -math.inf)
+    attachment = start(topology=lambda: topology)
+    (row,) = build_status(monitor)["dependencies"]
+    shown = row["topology"]["servers"]
+    assert (len(shown), row["topology"]["servers_omitted"]) == (60, 40)
+    assert [each["address"] for each in shown[:2]] == ["n90:1", "n0:1"]
+    await attachment.detach()
+    (row,) = build_status(monitor)["dependencies"]
+    assert row["topology"] is None
 
 
 async def test_liveness_failure_is_shown(redis):

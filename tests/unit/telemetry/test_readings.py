@@ -13,6 +13,7 @@ from resilient_io import (
     ResilientKafkaProducer,
     ResilientRedis,
 )
+from resilient_io.health import Topology, TopologyServer
 from resilient_io.histogram import Latencies
 from resilient_io.telemetry import readings as reading_module
 from resilient_io.telemetry.catalog import BOUNDARIES
@@ -259,3 +260,46 @@ async def test_error_in_one_source_does_not_hide_the_others(monkeypatch, caplog)
         assert values(readings, "resilient_io.service.alive") == {(): True}
     logged = [(record.event, record.part, record.error) for record in caplog.records]
     assert logged == [("metrics_not_read", "cache", "LookupError")]
+
+
+async def test_servers_behind_sentinels_and_failovers_are_counted(monitor):
+    async def answers(_suspicious):
+        return 0.001
+
+    now = asyncio.get_running_loop().time()
+    topology = Topology(
+        servers=(
+            TopologyServer(address="a:1", role="master", state="up"),
+            TopologyServer(address="b:1", role="replica", state="up", lag=0.5),
+            TopologyServer(address="c:1", role="replica", state="down"),
+        ),
+        master_since=now,
+        sentinels=3,
+        sentinels_reached=2,
+        failovers=2,
+        failover_seconds=2.5,
+        calls_held=30,
+    )
+    redis = monitor.dependencies[0]
+    attachment = redis.start(answers, last_reply=lambda: float("-inf"), topology=lambda: topology)
+    readings = Readings(monitor, ())
+    own = ("redis a", "critical")
+    servers = values(readings, "resilient_io.topology.servers")
+    assert {labels: value for labels, value in servers.items() if value} == {
+        (*own, "master", "up"): 1,
+        (*own, "replica", "up"): 1,
+        (*own, "replica", "down"): 1,
+    }
+    assert values(readings, "resilient_io.topology.replica_lag") == {own: 0.5}
+    await asyncio.sleep(3.0)
+    assert values(readings, "resilient_io.topology.master_age") == {own: 3.0}
+    assert values(readings, "resilient_io.topology.sentinels") == {
+        (*own, "reached"): 2,
+        (*own, "lost"): 1,
+    }
+    assert values(readings, "resilient_io.topology.slots") == {}
+    assert values(readings, "resilient_io.topology.failing_over") == {own: False}
+    assert values(readings, "resilient_io.topology.failovers") == {own: 2}
+    assert values(readings, "resilient_io.topology.failover_time") == {own: 2.5}
+    assert values(readings, "resilient_io.topology.calls_held") == {own: 30}
+    await attachment.detach()

@@ -107,6 +107,8 @@ class AssignedPartition:
     def due(self) -> OffsetAndMetadata | None:
         """What to commit; None if it is committed already or unknown."""
         offset = self.progress.committable if self.progress.outstanding else self.resume_offset
+        if offset is None and self.handled_ahead:
+            offset = self.progress.first_outstanding
         if offset is None:
             return None
         ahead = tuple(each for each in self.handled_ahead if each[0] > offset)

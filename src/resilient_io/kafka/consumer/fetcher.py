@@ -14,6 +14,7 @@ from ..errors import (
     KafkaAuthenticationFailed,
     KafkaUnavailable,
     classify_error,
+    is_connection_refusal,
     without_secrets,
 )
 from ..record import Record, UnreadableRecord
@@ -350,11 +351,11 @@ class Fetcher:
         return records
 
     def _handle_failure(self, instance: ConsumerDriver, error: Exception) -> None:
-        meaning = classify_error(error)
-        if meaning.kind == "permanent":
+        meaning, refused = classify_error(error), is_connection_refusal(error)
+        if meaning.kind == "permanent" and not refused:
             raise without_secrets(error, self._target.secrets())
         self._backoff_delay = self._backoff.next()
-        if meaning.fatal or self._backoff.failures >= _MAX_FAILURES:
+        if meaning.fatal or refused or self._backoff.failures >= _MAX_FAILURES:
             if self._instance is instance:
                 self._instance = None
             self._supervisor.driver_failed(instance, error)

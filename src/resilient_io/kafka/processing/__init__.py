@@ -5,6 +5,7 @@ record whose handler fails.
 """
 
 from ..stats import RunStats
+from .failures import FAILURE_HEADERS, ORIGIN_HEADERS
 from .options import (
     DeadLetter,
     Failure,
@@ -22,6 +23,8 @@ from .watchdog import answering_since
 from .workers import trace_handler
 
 __all__ = [
+    "FAILURE_HEADERS",
+    "ORIGIN_HEADERS",
     "DeadLetter",
     "Failure",
     "HandlerPolicy",

@@ -376,6 +376,24 @@ class DeadLetterWriter:
         )
 
 
+ORIGIN_HEADERS = (
+    "x-original-topic",
+    "x-original-partition",
+    "x-original-offset",
+    "x-original-timestamp",
+)
+FAILURE_HEADERS = (
+    "x-error-type",
+    "x-error-message",
+    "x-attempts",
+    "x-attempts-not-counted",
+    "x-first-failure-ago",
+    "x-last-failure-ago",
+    "x-outcome-unknown",
+)
+"""The headers that a dead letter has in addition to those of its record."""
+
+
 def dead_letter_headers(record: Record, state: RetryState, now: float) -> list[tuple[str, bytes]]:
     """Return the headers of a record's dead letter."""
     # If the record is a dead letter itself, its headers about the failure are replaced, and those
@@ -402,7 +420,7 @@ def dead_letter_headers(record: Record, state: RetryState, now: float) -> list[t
     kept = [
         (name, value)
         for name, value in record.headers
-        if name not in origin and name not in failure
+        if name not in ORIGIN_HEADERS and name not in FAILURE_HEADERS
     ]
     return [*kept, *{**origin, **earlier_origin}.items(), *failure.items()]
 

@@ -188,7 +188,8 @@ class ResilientKafkaProducer:
             KafkaOverloaded: There was no room within the policy's deadline; nothing was sent.
             KafkaDeadlineExceeded: The topic's partitions were not known in time; nothing was sent.
             KafkaClosed: The producer was closed.
-            UnknownTopicOrPartitionError: The topic or the partition does not exist.
+            UnknownTopicOrPartitionError: The partition does not exist, or the topic still did not
+                when the time ended.
             TopicAuthorizationFailedError: The user may not see the topic.
             MessageSizeTooLargeError: The record is larger than `max_request_size`.
             IllegalOperation: The producer is transactional, and no transaction is open.
@@ -319,7 +320,7 @@ class ResilientKafkaProducer:
             KafkaUnavailable: Kafka is down and `while_down="fail"`; nothing was taken.
             KafkaDeadlineExceeded: The topic's partitions were not known in time.
             KafkaClosed: The producer was closed.
-            UnknownTopicOrPartitionError: The topic does not exist.
+            UnknownTopicOrPartitionError: The topic still did not exist when the time ended.
             TypeError: `records` is not iterable.
         """
         core = self._running_core("send_many")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from aiokafka import errors as kafka_errors
@@ -35,11 +35,14 @@ _partition_by_hash: Partitioner = DefaultPartitioner()
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 _MISSING_ANSWERS = 5
-"""Number of answers without a topic after which it does not exist.
+"""Number of answers without a topic after which it does not exist, or not yet.
 
 A broker that creates topics on demand answers "unknown" once or twice before it names the
 partitions, and one of several brokers may learn of a new topic later than the others.
 """
+
+_LONGEST_LOOKUP = 30.0
+"""Seconds after which a topic that does not exist is no longer waited for, without a deadline."""
 
 _FIRST_PAUSE = 0.02
 _MAX_PAUSE = 0.5
@@ -167,7 +170,9 @@ class ProducerMetadata:
     async def find(self, name: str, until: float | None) -> TopicPartitions | None:
         """Find a topic's partitions; return None when the time ended first.
 
-        Callers that want the same topic share the lookup. If all are cancelled, it ends.
+        A topic that does not exist is waited for, because it may just have been created: the error
+        is raised when the time ends. Callers that want the same topic share the lookup. If all are
+        cancelled, it ends.
         """
         if not isinstance(name, str):
             raise TypeError(f"topic must be a str, not {type(name).__name__}")
@@ -177,10 +182,13 @@ class ProducerMetadata:
             return self.topics[name]
         lookup = self._lookups.get(name)
         if lookup is None:
-            lookup = self._lookups[name] = _Lookup(self._context.run(self._start_lookup, name))
+            lookup = self._lookups[name] = _Lookup(name)
+            lookup.task = self._context.run(self._start_lookup, lookup)
         lookup.waiting += 1
         try:
             done, _ = await asyncio.wait([lookup.task], timeout=_seconds_until(until))
+            if not done and lookup.missing:
+                raise kafka_errors.UnknownTopicOrPartitionError(name)
             if not done or lookup.task.cancelled():
                 return None
             error = lookup.task.exception()
@@ -192,6 +200,9 @@ class ProducerMetadata:
             if not lookup.waiting and self._lookups.get(name) is lookup:
                 del self._lookups[name]
                 lookup.task.cancel()
+                if lookup.missing and self.topics and self._client is not None:
+                    # Otherwise its metadata would be requested again and again.
+                    self._context.run(self._client.set_topics, list(self.topics))
 
     async def refresh(self, driver: ProducerDriver) -> bool:
         """Request new metadata once; return whether a broker answered."""
@@ -241,13 +252,14 @@ class ProducerMetadata:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _start_lookup(self, name: str) -> asyncio.Task[TopicPartitions]:
+    def _start_lookup(self, lookup: _Lookup) -> asyncio.Task[TopicPartitions]:
         return asyncio.get_running_loop().create_task(
-            self._look_up(name), name=f"resilient-io kafka metadata of {name}"
+            self._look_up(lookup), name=f"resilient-io kafka metadata of {lookup.name}"
         )
 
-    async def _look_up(self, name: str) -> TopicPartitions:
-        answers, pause = 0, _FIRST_PAUSE
+    async def _look_up(self, lookup: _Lookup) -> TopicPartitions:
+        name, time = lookup.name, asyncio.get_running_loop().time
+        until, pause = time() + _LONGEST_LOOKUP, _FIRST_PAUSE
         while True:
             driver = await self._supervisor.ready(None, "metadata")
             client = client_of(driver)
@@ -259,10 +271,8 @@ class ProducerMetadata:
                 return self._update(name, client.cluster)
             if name in client.cluster.unauthorized_topics:
                 raise kafka_errors.TopicAuthorizationFailedError(name)
-            answers += answered
-            if answers >= _MISSING_ANSWERS:
-                if self.topics:  # otherwise its metadata would be requested again and again
-                    client.set_topics(list(self.topics))
+            lookup.answers += answered
+            if lookup.missing and time() >= until:
                 raise kafka_errors.UnknownTopicOrPartitionError(name)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE)
@@ -288,8 +298,15 @@ class ProducerMetadata:
 class _Lookup:
     """One lookup of a topic, and the number of callers that wait for it."""
 
-    task: asyncio.Task[TopicPartitions]
+    name: str
+    task: asyncio.Task[TopicPartitions] = field(init=False)  # set directly after the construction
     waiting: int = 0
+    answers: int = 0  # those without the topic
+
+    @property
+    def missing(self) -> bool:
+        """Whether the topic does not exist, or not yet."""
+        return self.answers >= _MISSING_ANSWERS
 
 
 def _seconds_until(until: float | None) -> float | None:

@@ -7,6 +7,7 @@ from aiokafka import TopicPartition
 
 from resilient_io.health import FlightRecorder
 from resilient_io.kafka.consumer import ConsumerSettings
+from resilient_io.kafka.consumer.commit_metadata import decode_metadata
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -161,3 +162,14 @@ async def test_the_flight_recorder_notes_assigned_revoked_and_lost_partitions(wo
         ("partitions assigned", 1),
         ("partitions lost", 1),
     ]
+
+
+async def test_later_records_are_remembered_although_nothing_was_committed_yet(world):
+    await world.join(A)
+    (records,) = (await world.fetcher.fetch(3, 0.0)).values()
+    (assigned,) = world.assignment.all
+    assert assigned.due is None
+    records[1].done()
+    due = assigned.due
+    assert due.offset == 0
+    assert decode_metadata(due.metadata, 0).handled == ((1, 2),)

@@ -98,6 +98,14 @@ async def test_a_fatal_failure_replaces_the_instance_immediately(world):
     assert instance.requested == []
 
 
+async def test_a_connection_whose_session_ended_replaces_the_instance(world):
+    instance = await world.join(A)
+    said = "Unexpected exception in heartbeat task: IllegalSaslStateError()"
+    instance.raises = [driver.KafkaError(said)]
+    assert await world.fetch_offsets(wait=1.0) == {}
+    assert len(world.broken) == 1
+
+
 async def test_a_permanent_refusal_is_raised(world):
     instance = await world.join(A)
     instance.raises = [driver.TopicAuthorizationFailedError("t")]
