@@ -21,6 +21,7 @@ FILES = (
     *("redis/executor.py", "redis/attempt.py", "redis/connection.py", "redis/connect.py"),
     *("redis/multiplexer.py", "redis/pool.py", "redis/pipeline.py", "redis/probe.py"),
     *("redis/runtime.py", "redis/lock.py", "redis/lock_keys.py", "redis/scripts.py"),
+    *("redis/watchdog.py", "redis/large_replies.py"),
     *("health/prober.py", "health/machine.py", "health/dependency.py"),
 )
 _EXCLUDED = ("if TYPE_CHECKING:", "@overload", "raise NotImplementedError")

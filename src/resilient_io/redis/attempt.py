@@ -607,7 +607,6 @@ class MultiplexedCall(Call):
                 return unsent
             # Nothing ran. Sent together, both reach the same server.
             reply = await self._exchange(limits, before=load)
-            reply = reply[-1] if isinstance(reply, list) else reply
         if isinstance(reply, NotMultiplexable):
             return await self._fallback().attempt(limits)
         result = reply
@@ -651,6 +650,8 @@ class MultiplexedCall(Call):
             note_loss(self._lost, reply)
             if self.sends_left <= 0:
                 reply = replace(reply, final=True)
+        elif request.count > 1 and isinstance(reply, list):
+            reply = reply[-1]  # those before it are the replies to the commands before it
         return reply
 
     def _request(self, limits: Limits, before: bytes = b"") -> PendingRequest:

@@ -31,7 +31,7 @@ from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
-from .durability import Acknowledgements, DurableCall, is_replicated
+from .durability import is_replicated
 from .errors import RouteRefused, remove_secrets
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
@@ -49,7 +49,7 @@ from .options import (
 )
 from .pipeline import ResilientPipeline
 from .pool import ExclusiveCall
-from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
+from .replicas import DEFAULT_MAX_LAG, ReadFrom
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
@@ -450,38 +450,6 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         if spec.route is Route.BOUND:
             protocol = pool_settings(self.connection_pool).get("protocol")
             check_pushes(spec.name, needed=needs_pushes(args), protocol=protocol)
-
-    def _choose_replica(self, spec: CommandSpec, args: tuple[Any, ...]) -> Runtime | None:
-        """Return the runtime of the replica for a read, or None for the master."""
-        if self._read_from.mode == "master" or not is_replica_read(spec, args):
-            return None
-        return ReplicaSet.of(self._runtime).choose(self._read_from)
-
-    async def _read_from_replica(self, replica: Runtime, command: Command) -> Any:
-        """Send a read to a replica, and to the master if that fails."""
-        runtime = self._runtime
-        data = self._packer.pack(command.spec.words, command.args)
-        call = ReplicaRead(
-            self._multiplexed_call(command, data, runtime=replica),
-            functools.partial(self._multiplexed_call, command, data),
-        )
-        started = runtime.multiplexer.time()
-        return await runtime.executor.run(
-            call, self._policy, started=started, deliberate=self._deliberate
-        )
-
-    async def _execute_durably(
-        self, durability: Durability, command: Command, started: float
-    ) -> Any:
-        """Send a write, and wait until enough replicas have it."""
-        executor = self._runtime.executor
-        acknowledgements = Acknowledgements(durability)
-        data = self._packer.pack(command.spec.words, command.args)
-        make = functools.partial(DurableCall, acknowledgements=acknowledgements)
-        call = self._multiplexed_call(command, data, kind=make)
-        reply = await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
-        acknowledgements.check(executor, call.operation, reply, started)
-        return reply
 
     async def _apply_setting(
         self, spec: CommandSpec, args: tuple[Any, ...], options: dict[str, Any]

@@ -488,6 +488,7 @@ class RedisTarget:
         self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
     ) -> None:
         self._sentinel = sentinel
+        self._mode: str | None = None  # "standalone", "cluster" or "sentinel", if it said so
         self._source = source
         # Kept: connections of a Sentinel pool hold only a weak reference to it.
         self._pool = pool
@@ -558,6 +559,8 @@ class RedisTarget:
                 if pool.is_master:
                     self.master = addresses
                     addresses.on_change(self._master_changed)
+        elif SentinelManagedConnection in getattr(self._class, "__mro__", ()):
+            return None  # a class of the application, which asks the Sentinels itself
         elif getattr(self._class, "_connect", None) is Connection._connect:
             # redis-py 8.1 itself opens them, over TCP. A fake has no real host.
             host, port = settings.get("host") or "localhost", settings.get("port", 6379)
@@ -621,12 +624,13 @@ class RedisTarget:
         """Return why connecting or talking to this server failed, without secrets."""
         failure = connection_failure(error, tls=self.uses_tls, secrets=self.secrets)
         if failure.cause is Cause.WRONG_DATABASE:
-            detail = wrong_database(self._settings.get("db"), failure.detail)
-            return failure if detail is None else replace(failure, detail=detail)
+            db = self._settings.get("db")
+            failure = replace(failure, detail=wrong_database(db, failure.detail, mode=self._mode))
         return failure
 
     def check_mode(self, mode: str | None, place: Place | None) -> None:
         """Raise if a server has said in the handshake that it is a Sentinel, and none is wanted."""
+        self._mode = mode
         if mode == "sentinel" and not self._sentinel:
             where = place or (self._settings.get("host"), self._settings.get("port", 6379))
             raise sentinel_instead_of_server(address_of(where[0], where[1]))

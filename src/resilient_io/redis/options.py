@@ -451,6 +451,11 @@ def _describe_unknown(option: str) -> str:
     # A name from a URL may be a part of a password that contains "&": then it is not quoted.
     if not _OPTION_NAME.fullmatch(option):
         return "unknown option"
+    if option in _OwnOptions.__annotations__:
+        return (
+            f"{option!r} is an option of the client, not of its connections: use "
+            f"ResilientRedis.from_sentinel(..., {option}=...) or from_pool(pool, {option}=...)"
+        )
     known = [*inspect.signature(redis_py.Redis.__init__).parameters, *PoolOptions.__annotations__]
     close = difflib.get_close_matches(option, known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -43,7 +43,13 @@ from .attempt import (
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
-from .durability import Acknowledgements, any_replicated, exchange_and_wait, wait_over
+from .durability import (
+    Acknowledgements,
+    DurableGroups,
+    any_replicated,
+    exchange_and_wait,
+    wait_over,
+)
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
@@ -690,7 +696,9 @@ class ResilientPipeline(Pipeline):
         """Decide whether replicas are waited for."""
         durability, self._acknowledgements = self._durability, None
         if durability is not None and any_replicated(specs, [args for args, _ in commands]):
-            self._acknowledgements = Acknowledgements(durability)
+            self._acknowledgements = Acknowledgements(
+                durability, DurableGroups.of(self._runtime, durability)
+            )
 
     def _raise_first(self, replies: list[Any], commands: list[Queued]) -> None:
         """Raise the first error among the replies."""

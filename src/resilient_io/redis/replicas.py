@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import ClientDependency
 from resilient_io.tasks import log_task_death
+from resilient_io.text import describe_error
 from resilient_io.validation import check_choice, check_number
 
 from .addresses import ConfiguredAddress, map_address
@@ -158,6 +159,7 @@ class ReplicaSet:
         self._latencies: dict[Address | None, float] = {}  # None: the master
         self._surveyed = self._switched = self._began = -math.inf
         self._alternate = False
+        self._problem = ""
 
     # -- for reads -------------------------------------------------------------------------
 
@@ -210,6 +212,8 @@ class ReplicaSet:
             self._strictest = read_from.max_lag
         self._compares = self._compares or read_from.mode == "nearest"
         task = self._task
+        if task is not None and task.done() and not task.cancelled() and task.exception():
+            return  # a bug, which is logged; reads go to the master
         if task is None or task.done() or task.get_loop() is not self._master.multiplexer.loop:
             self._began = self._used
             # In an empty context: it outlives the call that starts it, and the call's deadline.
@@ -235,8 +239,14 @@ class ReplicaSet:
         """Ask the master and the replica for their offsets, again and again while reads come."""
         loop = asyncio.get_running_loop()
         while loop.time() - self._used < _IDLE:
-            with contextlib.suppress(RedisError, OSError):
+            try:
                 await self._ask_master()
+            except (RedisError, OSError) as error:
+                self._note_problem(describe_error(error))
+            except (KeyError, ValueError):
+                self._note_problem("INFO replication of the master cannot be read")
+            else:
+                self._problem = ""
             if self._addresses.known:
                 runtime = self._open()
                 await self._ask_replica(runtime)
@@ -246,6 +256,11 @@ class ReplicaSet:
                 self._leave_lagging(runtime)
             await asyncio.sleep(self._pause())
         self._reached.clear()
+
+    def _note_problem(self, detail: str) -> None:
+        if detail != self._problem:
+            self._problem = detail
+            self._master.health.note("replicas unknown", detail=detail)
 
     def _pause(self) -> float:
         pause = min(self._strictest / 4, _LONGEST_INTERVAL)
@@ -291,12 +306,14 @@ class ReplicaSet:
         for connection in connections:
             try:
                 facts = await _replication_of(connection)
-            except (RedisError, OSError):
+                offset = int(facts.get("slave_repl_offset", "-1"))
+            except (RedisError, OSError, ValueError):
                 continue
             if facts.get("role") != "slave" or facts.get("master_sync_in_progress") == "1":
                 self._reached.pop(connection, None)
+                if facts.get("role") == "master":
+                    self._leave(runtime, connection, "its server is the master now")
                 continue
-            offset = int(facts.get("slave_repl_offset", "-1"))
             history = facts.get("master_replid")
             for sample in reversed(self._samples):
                 if sample.history == history and sample.offset <= offset:
@@ -314,12 +331,15 @@ class ReplicaSet:
         lags = now - connection.opened > _SWITCH_INTERVAL and (lag is None or lag > self._strictest)
         if not lags and not self._other_is_nearer(connection):
             return
-        self._switched = now
         for each in multiplexer.connections:
-            runtime.target.avoid_peer(each.peer)
-            multiplexer.retire(each, why="its replica lags" if lags else "another is nearer")
-        here = _peer_of(connection)
-        known = self._addresses.known
+            self._leave(runtime, each, "its replica lags" if lags else "another is nearer")
+
+    def _leave(self, runtime: Runtime, connection: MultiplexedConnection, why: str) -> None:
+        """Connect to another replica instead, if there is one."""
+        self._switched = asyncio.get_running_loop().time()
+        runtime.target.avoid_peer(connection.peer)
+        runtime.multiplexer.retire(connection, why=why)
+        here, known = _peer_of(connection), self._addresses.known
         self._addresses.known = [address for address in known if address != here]
         self._addresses.known += [address for address in known if address == here]
 

@@ -43,6 +43,8 @@ _YES = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": 
 
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]+)(?::(\d{1,5}))?")
 
+_ADDRESS = re.compile(r"[^/?#]*")
+
 _UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '([a-z][a-z_]*)'")
 
 _FOR_MANAGER = ("min_other_sentinels", "force_master_ip", "sentinel_kwargs", "address_map")
@@ -159,11 +161,15 @@ def pool_from_sentinel_url(url: str, options: Mapping[str, Any]) -> SentinelConn
 
     Raises ConfigurationError or ValueError. A text of the former quotes no part of a password.
     """
-    parts = urlsplit(url)
-    login, at, servers = parts.netloc.rpartition("@")
+    scheme, _, rest = url.partition("://")
+    address = _ADDRESS.match(rest)
+    # Not by `urlsplit`, which rejects an IPv6 address behind another host.
+    netloc = address[0] if address else ""
+    parts = urlsplit(f"//{rest[len(netloc) :]}")
+    login, at, servers = netloc.rpartition("@")
     sentinels = [_read_server(each) for each in servers.split(",") if each]
     service_name, db = _read_path(parts.path, sentinels)
-    tls = parts.scheme.lower() == "rediss+sentinel"
+    tls = scheme.lower() == "rediss+sentinel"
     query = parse_qsl(parts.query, keep_blank_values=True)
     manager = {name: value for name, value in query if name in _FOR_MANAGER[:2]}
     for_sentinels = {

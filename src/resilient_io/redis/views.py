@@ -1,20 +1,34 @@
-"""Views of a client: the same connections with other options for the calls."""
+"""Views of a client: the same connections with other options for the calls.
+
+Also how these options change a call: where a read is sent, and what a write waits for.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, Self
 
+from redis.client import NEVER_DECODE
+
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 
+from .attempt import Command, MultiplexedCall, apply_callback
+from .connection import LARGE
+from .durability import Acknowledgements, DurableCall, DurableGroups
 from .instrumentation import rebind
 from .options import Durability, check_types
-from .replicas import DEFAULT_MAX_LAG, ReadFrom
+from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Packer
+    from .commands import CommandSpec
     from .options import ReadFromName
     from .runtime import Runtime
 
@@ -32,6 +46,7 @@ class ClientViews:
     _instrumented: bool
     _is_view: bool = False
     _uninstrumented: Any
+    callback_table: Any
 
     def own_callbacks(self) -> object:
         """Make sure that the callbacks of a view are those of its client."""
@@ -42,6 +57,17 @@ class ClientViews:
         """Whether commands may take the hot path if no tracer wants to see them."""
         plain = self._durability is None and self._read_from.mode == "master"
         return plain and self._packer.direct and not self._deliberate
+
+    def _multiplexed_call(
+        self,
+        command: Command,
+        data: bytes,
+        first: Exception | None = None,
+        *,
+        kind: Callable[..., MultiplexedCall] = MultiplexedCall,
+        runtime: Runtime | None = None,
+    ) -> MultiplexedCall:
+        raise NotImplementedError
 
     def with_policy(self, policy: RetryPolicy | None = None, **changes: Any) -> Self:
         """Return a view of this client with another policy on the same connections.
@@ -139,3 +165,61 @@ class ClientViews:
         """Return this client, or a view that does not involve replicas: for locks."""
         plain = self._durability is None and self._read_from.mode == "master"
         return self if plain else self.with_durability(None).with_read_from("master")
+
+    # -- calls -----------------------------------------------------------------------------
+
+    def _choose_replica(self, spec: CommandSpec, args: tuple[Any, ...]) -> Runtime | None:
+        """Return the runtime of the replica for a read, or None for the master."""
+        if self._read_from.mode == "master" or not is_replica_read(spec, args):
+            return None
+        return ReplicaSet.of(self._runtime).choose(self._read_from)
+
+    async def _read_from_replica(self, replica: Runtime, command: Command) -> Any:
+        """Send a read to a replica, and to the master if that fails."""
+        runtime, multiplexer = self._runtime, replica.multiplexer
+        data = self._packer.pack(command.spec.words, command.args)
+        started = multiplexer.time()
+        first: Any = None
+        connection = multiplexer.fast
+        if connection is not None and self._is_plain(command, data):
+            # As on the hot path: without a call of its own unless something goes wrong.
+            future = multiplexer.create_future()
+            connection.send(future, data)
+            try:
+                first = await future
+            except CancelledError:
+                multiplexer.abandon_future(future)
+                raise
+            if not isinstance(first, Exception):
+                reply = apply_callback(self.callback_table, command.args[0], first, command.options)
+                return await reply if hasattr(reply, "__await__") else reply
+        call = ReplicaRead(
+            self._multiplexed_call(command, data, first, runtime=replica),
+            functools.partial(self._multiplexed_call, command, data),
+        )
+        return await runtime.executor.run(
+            call, self._policy, started=started, deliberate=self._deliberate
+        )
+
+    def _is_plain(self, command: Command, data: bytes) -> bool:
+        """Return whether a call needs no timer of its own, and no special connection."""
+        limit = current_deadline()
+        late = limit is not None and (
+            limit < self._runtime.multiplexer.time() + 1.5 * self._policy.response_timeout
+        )
+        return not (
+            late or self._deliberate or len(data) > LARGE or NEVER_DECODE in command.options
+        )
+
+    async def _execute_durably(
+        self, durability: Durability, command: Command, started: float
+    ) -> Any:
+        """Send a write, and wait until enough replicas have it."""
+        executor = self._runtime.executor
+        acknowledgements = Acknowledgements(durability, DurableGroups.of(self._runtime, durability))
+        data = self._packer.pack(command.spec.words, command.args)
+        make = functools.partial(DurableCall, acknowledgements=acknowledgements)
+        call = self._multiplexed_call(command, data, kind=make)
+        reply = await executor.run(call, self._policy, started=started, deliberate=self._deliberate)
+        acknowledgements.check(executor, call.operation, reply, started)
+        return reply

@@ -141,11 +141,11 @@ def needs_pushes(args: Sequence[object]) -> bool:
     )
 
 
-def wrong_database(db: object, detail: str) -> str | None:
-    """Return what is wrong with the number of a database that a node of a cluster refused."""
-    if "SELECT is not allowed in cluster mode" not in detail:
-        return None
-    return f"db={db}: a Redis Cluster has only database 0: use db=0 ({detail})"
+def wrong_database(db: object, detail: str, *, mode: str | None) -> str:
+    """Return what is wrong with the number of a database that a server refused."""
+    if mode == "cluster" or "cluster mode" in detail:
+        return f"db={db}: a Redis Cluster has only database 0: use db=0 ({detail})"
+    return f"db={db}: use a database that exists, by default 0 to 15 ({detail})"
 
 
 class HandshakeFacts:

@@ -8,8 +8,15 @@ import pytest
 import pytest_asyncio
 import redis as driver
 
-from resilient_io import ConfigurationError, NotReplicated, Progress, RetryPolicy, deadline
-from resilient_io.redis import Durability, RedisNotReplicated, ResilientRedis
+from resilient_io import (
+    ConfigurationError,
+    NotReplicated,
+    OutcomeUnknown,
+    Progress,
+    RetryPolicy,
+    deadline,
+)
+from resilient_io.redis import Durability, RedisClosed, RedisNotReplicated, ResilientRedis
 from resilient_io.testing import NoServerError, RedisServer, cancel_everywhere, find_embedded_redis
 
 SHORT = Durability(replicas=1, timeout=0.15)
@@ -251,3 +258,58 @@ async def test_cancellation_at_every_await_point(redis_server, replica):
 
         await cancel_everywhere(write)
         assert await redis.get("key") == b"value"
+
+
+async def test_concurrent_writes_are_followed_by_one_wait(redis_server, replica):
+    del replica
+    async with ResilientRedis(port=redis_server.port, durability=1) as redis:
+        await redis.set("key", "value")
+        replies = await asyncio.gather(*(redis.incr("n") for _ in range(50)))
+        assert replies == list(range(1, 51))  # in the order of the calls
+        error, value = await asyncio.gather(
+            redis.lpush("key", 1), redis.set("other", b"\xff"), return_exceptions=True
+        )
+        assert isinstance(error, driver.ResponseError)
+        assert value is True
+    info = (await redis_server.query("INFO", "commandstats")).decode()
+    assert "cmdstat_wait:calls=3," in info
+
+
+async def test_each_write_of_a_group_has_its_own_outcome():
+    server, port, received = await _serve([b":5\r\n"])
+    async with server, ResilientRedis(port=port, protocol=2, durability=1) as redis:
+        await redis.ping()
+        answered, unanswered = await asyncio.gather(
+            redis.incr("a"), redis.incr("b"), return_exceptions=True
+        )
+    assert isinstance(answered, RedisNotReplicated)
+    assert answered.reply == 5
+    assert isinstance(unanswered, OutcomeUnknown)
+    assert len(received) == 1
+
+
+async def test_cancelled_write_is_not_sent_with_its_group(redis_server, replica):
+    del replica
+    async with ResilientRedis(port=redis_server.port, durability=1) as redis:
+        await redis.set("key", "value")
+        calls = [asyncio.create_task(redis.incr("n")) for _ in range(3)]
+        await asyncio.sleep(0)
+        calls[1].cancel()
+        assert await calls[0] == 1
+        assert await calls[2] == 2
+        with pytest.raises(asyncio.CancelledError):
+            await calls[1]
+
+
+async def test_closing_ends_a_wait_for_replicas(redis_server, replica, no_leaks):
+    async with ResilientRedis(port=redis_server.port, durability=1) as redis:
+        await redis.set("key", "value")
+        replica.freeze()
+        calls = [asyncio.create_task(redis.incr("n")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(redis.incr("n"))
+        await asyncio.sleep(0.05)
+    results = await asyncio.gather(*calls, waiting, return_exceptions=True)
+    assert all(isinstance(result, RedisClosed | RedisNotReplicated) for result in results)
+    assert await redis_server.query("GET", "n") in {b"3", b"4"}
+    replica.thaw()

@@ -4,8 +4,13 @@ import asyncio
 
 import pytest
 import pytest_asyncio
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+)
 
+from resilient_io import ConfigurationError
 from resilient_io.redis import RedisUnavailable, ResilientRedis
 from resilient_io.testing import RedisSentinel, RedisServer
 
@@ -65,6 +70,51 @@ async def test_slave_for_reads_from_the_replica(sentinel_setup):
     async with client as redis:
         address = (await redis.client_info())["laddr"]
     assert int(address.rpartition(":")[2]) in replica_ports
+
+
+async def test_connection_class_of_the_application(redis_server, sentinel):
+    class Own(SentinelManagedConnection):
+        pass
+
+    manager = Sentinel([("127.0.0.1", sentinel.port)])
+    client = manager.master_for(NAME, redis_class=ResilientRedis, connection_class=Own)
+    async with client as redis:
+        assert (await redis.info("server"))["tcp_port"] == redis_server.port
+    await manager.aclose()
+
+
+async def test_options_of_the_client_in_master_for_say_where_they_belong():
+    manager = Sentinel([("127.0.0.1", 1)])
+    wanted = r"'policy' is an option of the client.*from_sentinel\(\.\.\., policy=\.\.\.\)"
+    with pytest.raises(ConfigurationError, match=wanted):
+        manager.master_for(NAME, redis_class=ResilientRedis, policy=None)
+
+
+async def test_single_connection_and_views(redis_server, sentinel):
+    sentinels = [("127.0.0.1", sentinel.port)]
+    client = ResilientRedis.from_sentinel(sentinels, NAME, single_connection_client=True)
+    async with client as redis:
+        assert await redis.select(1)
+        assert (await redis.info("server"))["tcp_port"] == redis_server.port
+    async with ResilientRedis.from_sentinel(sentinels, NAME) as redis, redis.client() as own:
+        assert await own.ping()
+
+
+@pytest.mark.parametrize("hosts", ["[::1]:7,[::1]", "s1,[::1]:8", "S1:26379"])
+def test_url_with_several_kinds_of_hosts(hosts):
+    client = ResilientRedis.from_url(f"REDIS+SENTINEL://u:p%2C%40@{hosts}/my%20master/3?protocol=2")
+    pool = client.connection_pool
+    settings = pool.connection_kwargs
+    assert (settings["username"], settings["password"]) == ("u", "p,@")
+    assert (settings["db"], settings["protocol"]) == (3, 2)
+    assert pool.service_name == "my master"
+    addresses = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
+    assert [(each["host"], each["port"]) for each in addresses] == {
+        "[::1]:7,[::1]": [("::1", 7), ("::1", 26379)],
+        "s1,[::1]:8": [("s1", 26379), ("::1", 8)],
+        "S1:26379": [("S1", 26379)],
+    }[hosts]
+    assert addresses[0]["password"] is None
 
 
 async def test_servers_and_sentinels_have_their_own_passwords():

@@ -6,6 +6,8 @@ import pytest
 
 from resilient_io import NotReplicated, OutcomeUnknown, ResilientIOError
 from resilient_io.redis import ResilientRedis
+from resilient_io.redis.replicas import ReplicaSet
+from resilient_io.testing import SentinelSetup
 
 
 async def _until(condition):
@@ -56,6 +58,30 @@ async def test_failover_loses_no_durable_write(sentinel_setup, fault):
     assert not set(acknowledged) - set(elements), "an acknowledged write was lost"
     assert not set(failed) & set(elements)
     assert len(unknown) <= 10  # one for each caller
+
+
+@pytest.mark.soak  # the former master becomes a replica after ten seconds
+async def test_reads_find_the_only_replica_after_a_failover():
+    async with SentinelSetup(replicas=1) as setup:
+        client = ResilientRedis.from_sentinel(setup.addresses, "mymaster", read_from="replica")
+        async with client as redis:
+            await redis.set("key", "value")
+            replicas = ReplicaSet.of(redis._runtime)
+            await _until_replica_answers(redis, replicas, setup.nodes[1].port)
+            await setup.fail_over()
+            await _until_replica_answers(redis, replicas, setup.nodes[0].port)
+
+
+async def _until_replica_answers(redis, replicas, port):
+    """Read until reads go to the replica at a port."""
+    async with asyncio.timeout(20):
+        while True:
+            await redis.get("key")
+            runtime = replicas.choose(redis._read_from)
+            current = None if runtime is None else runtime.multiplexer.current
+            if current is not None and current.peer[1] == port:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_reads_continue_during_a_failover(sentinel_setup):
