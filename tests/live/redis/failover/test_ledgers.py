@@ -122,6 +122,7 @@ async def test_failovers_while_sentinels_come_and_go(setup, client, capsys, slac
             await sentinel.start()
         await setup.until_settled()
         await until_up(client)
+        await asyncio.sleep(2)  # the Sentinels know the state of the replicas again
         await setup.fail_over()
         await asyncio.sleep(12)
         audit = await callers.audit()
