@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from redis.crc import key_slot
 
 from benchmarks.statistics import turn
 from benchmarks.worker import Worker
-from resilient_io.testing import RedisServer
+from resilient_io.testing import RedisServer, RedisServerCluster
 
-from .plan import CLIENTS, KEYS, OURS
+from .clients import CLUSTER
+from .plan import CLIENTS, CLUSTER_CLIENTS, KEYS, OURS
 from .worker import value_of
 
 if TYPE_CHECKING:
@@ -29,20 +32,23 @@ SCALES = ("construct", "trace", "crowd", "dependencies", "start_all")
 class Arena:
     """A server and a worker for each client, on one kind of event loop."""
 
+    clients: tuple[str, ...] = CLIENTS
+    suffix = ""  # of the names of the clients' openers
+
     def __init__(self, loop: str, say: Say) -> None:
         self._loop = loop
         self._say = say
         self._stack = AsyncExitStack()
         self._workers: dict[str, Worker] = {}
-        self._server = RedisServer()
+        self._server: Any = RedisServer()
 
     async def __aenter__(self) -> Self:
         """Start the server, fill it, and start the workers."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
-            await fill(self._server)
-            for client in CLIENTS:
-                worker = _worker(client, self._server.url, self._loop)
+            await self._fill()
+            for client in self.clients:
+                worker = _worker(client + self.suffix, self._server.url, self._loop)
                 self._workers[client] = await stack.enter_async_context(worker)
             self._stack = stack.pop_all()
         return self
@@ -55,6 +61,9 @@ class Arena:
     ) -> None:
         """Stop the workers and the server."""
         await self._stack.aclose()
+
+    async def _fill(self) -> None:
+        await fill(self._server)
 
     async def compete(self, work: Work, rounds: int, seconds: float) -> Rounds:
         """Run a workload with its clients, `rounds` times each, in rotating order."""
@@ -132,6 +141,25 @@ class Arena:
             times = rounds if client == OURS else 1
             results[client] = [await worker.do("down") for _ in range(times)]
         return results
+
+
+class ClusterArena(Arena):
+    """A cluster of three masters and a worker for each cluster client."""
+
+    clients = CLUSTER_CLIENTS
+    suffix = CLUSTER
+
+    def __init__(self, loop: str, say: Say) -> None:
+        super().__init__(loop, say)
+        self._server = RedisServerCluster()
+
+    async def _fill(self) -> None:
+        shards = await self._server.shards()
+        for index in range(KEYS):
+            key = f"key:{index}"
+            slot = key_slot(key.encode())
+            owner = next(shard.master for shard in shards if shard.owns(slot))
+            await owner.query("SET", key, value_of(index))
 
 
 def _worker(client: str, url: str, loop: str) -> Worker:

@@ -174,6 +174,60 @@ class Glide:
         await self.client.close()
 
 
+CLUSTER = " cluster"
+"""Ends the names of the openers for a cluster."""
+
+
+class RedisPyCluster(_RedisLike):
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:
+        import redis.asyncio as redis  # noqa: PLC0415 (as above)
+
+        # It has no pool that waits: with fewer connections than callers, calls fail.
+        client = redis.RedisCluster.from_url(url, max_connections=connections or callers)
+        await client.initialize()
+        return cls(client, value)
+
+
+class OurCluster(_RedisLike):
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:  # noqa: ARG003
+        from resilient_io.redis import ResilientRedisCluster  # noqa: PLC0415 (as above)
+
+        client = ResilientRedisCluster.from_url(url)
+        await client.initialize()
+        await client.health.until_up(5)
+        return cls(client, value)
+
+
+class GlideCluster(Glide):
+    def __init__(self, client: Any, value: bytes) -> None:
+        from glide import ClusterBatch  # noqa: PLC0415 (as above)
+
+        super().__init__(client, value)
+        self._batch = ClusterBatch
+
+    @classmethod
+    async def open(cls, url: str, callers: int, value: bytes, connections: int = 0) -> Self:  # noqa: ARG003
+        from glide import (  # noqa: PLC0415 (as above)
+            GlideClusterClient,
+            GlideClusterClientConfiguration,
+            Logger,
+            LogLevel,
+            NodeAddress,
+        )
+
+        Logger.init(LogLevel.OFF)
+        parts = urlsplit(url)
+        crowd = callers > GLIDE_IN_FLIGHT
+        configuration = GlideClusterClientConfiguration(
+            [NodeAddress(parts.hostname or "", parts.port or 0)],
+            request_timeout=60_000,  # 250 ms by default, which a busy machine exceeds
+            inflight_requests_limit=2 * callers if crowd else None,
+        )
+        return cls(await GlideClusterClient.create(configuration), value)
+
+
 class Bare(_RedisLike):
     """A connection without policy, health and statistics, under redis-py's commands."""
 
@@ -196,4 +250,7 @@ OPENERS: dict[str, Any] = {
     "valkey-glide": Glide.open,
     OURS: Ours.open,
     "bare connection": Bare.open,
+    "redis-py" + CLUSTER: RedisPyCluster.open,
+    "valkey-glide" + CLUSTER: GlideCluster.open,
+    OURS + CLUSTER: OurCluster.open,
 }

@@ -31,6 +31,7 @@ class Work:
         callers: The number of concurrent tasks.
         stretch: Length of its rounds, as a multiple of the usual length.
         clients: The clients that can run it.
+        cluster: Whether it runs on a cluster of three masters.
     """
 
     name: str
@@ -39,6 +40,21 @@ class Work:
     callers: int
     stretch: float = 1.0
     clients: tuple[str, ...] = CLIENTS
+    cluster: bool = False
+
+
+CLUSTER_CLIENTS: Final = ("redis-py", "valkey-glide", OURS)
+
+
+def _on_cluster(name: str, title: str, kind: Kind, callers: int) -> Work:
+    return Work(
+        name=name,
+        title=f"cluster of three masters: {title}",
+        kind=kind,
+        callers=callers,
+        clients=CLUSTER_CLIENTS,
+        cluster=True,
+    )
 
 
 WORKS: Final = (
@@ -72,15 +88,24 @@ WORKS: Final = (
         clients=("redis-py", OURS),
     ),
     Work(name="latency-50", title="latency of GET, 50 callers", kind="latency", callers=50),
+    _on_cluster("cluster-get-50", "GET, 50 callers", "get", 50),
+    _on_cluster("cluster-set-50", "SET, 50 callers", "set", 50),
+    _on_cluster("cluster-get-500", "GET, 500 callers", "get", 500),
+    _on_cluster("cluster-set-500", "SET, 500 callers", "set", 500),
+    _on_cluster("cluster-pipeline", "explicit pipeline of 100 GETs", "pipeline", 1),
 )
 
-EXTRAS: Final = ("overhead", "down", "idle", "scale")
+EXTRAS: Final = ("overhead", "down", "idle", "scale", "refresh")
 """What is measured beside the works: ours alone, or once a client."""
 
 
 _FAST = (
     Target(against="redis-py", least=10, accepted=8),
     Target(against="valkey-glide", least=4),
+)
+_FAST_CLUSTER = (
+    Target(against="redis-py", least=8),
+    Target(against="valkey-glide", least=3),
 )
 RATE_TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "get-1": (Target(against="redis-py", least=1.2),),
@@ -93,6 +118,11 @@ RATE_TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "evalsha-50": (Target(against="redis-py", least=8),),
     "lock-1": (Target(against="redis-py", least=1.0),),
     "lock-50": (Target(against="redis-py", least=1.0),),
+    "cluster-get-50": _FAST_CLUSTER,
+    "cluster-set-50": _FAST_CLUSTER,
+    "cluster-get-500": (Target(against="redis-py", least=15),),
+    "cluster-set-500": (Target(against="redis-py", least=15),),
+    "cluster-pipeline": (Target(against="redis-py", least=1.5),),
 }
 COST_TARGET: Final = 1.3
 """A call at 10,000 callers may cost that much more than one at 500."""
@@ -114,3 +144,7 @@ START_TARGET: Final = 4.0
 """Seconds until 1,000 clients that are started at once are UP."""
 CROWD: Final = 1000
 """Clients, or dependencies, in one process."""
+REFRESH_TARGETS: Final = {100: 5.0, 1000: 50.0}
+"""ms of the event loop that reading the slots of so many nodes may take."""
+SLICE_TARGET: Final = 5.0
+"""ms that it may take at once."""

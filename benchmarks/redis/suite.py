@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from benchmarks.suite import Suite
 from resilient_io.testing import find_redis
 
-from .arena import Arena, tune
+from . import refresh
+from .arena import Arena, ClusterArena, tune
 from .plan import EXTRAS, WORKS
 from .tables import resource_table, scale_table, speed_table
 
@@ -21,9 +22,16 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 async def _measure(loop: str, effort: Effort, say: Say) -> Results:
     wanted, rounds, seconds = effort.wanted, effort.rounds, effort.seconds
     results: Results = {}
+    cluster = [work for work in WORKS if work.cluster and work.name in wanted]
+    if cluster:
+        async with ClusterArena(loop, say) as arena:
+            for work in cluster:
+                results[work.name] = await arena.compete(work, rounds, seconds)
+    if not set(wanted) - {work.name for work in cluster} - {"refresh"}:
+        return results | await _refresh(loop, effort, say)
     async with Arena(loop, say) as arena:
         for work in WORKS:
-            if work.name in wanted:
+            if work.name in wanted and not work.cluster:
                 results[work.name] = await arena.compete(work, rounds, seconds)
         if "overhead" in wanted:
             results["overhead"] = await arena.overhead(rounds, seconds * 2)
@@ -33,12 +41,23 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
             results["scale"] = await arena.scale()
         if "down" in wanted:
             results["down"] = await arena.down(rounds)
-    return results
+    return results | await _refresh(loop, effort, say)
+
+
+async def _refresh(loop: str, effort: Effort, say: Say) -> Results:
+    if "refresh" not in effort.wanted:
+        return {}
+    say(f"{loop}: reading the slots of a cluster")
+    return {"refresh": await refresh.measure(effort.rounds)}
 
 
 def _tables(results: Results) -> list[str]:
     tables = [*speed_table(results), "", *resource_table(results)]
-    return [*tables, "", *scale_table(results)] if "scale" in results else tables
+    if "scale" in results:
+        tables += ["", *scale_table(results)]
+    if "refresh" in results:
+        tables += ["", *refresh.refresh_table(results)]
+    return tables
 
 
 async def _tune(say: Say) -> None:

@@ -44,7 +44,12 @@ if TYPE_CHECKING:
     )
     from resilient_io.lifecycle import Lifecycle, LifecycleReport
     from resilient_io.probing import lint_probes
-    from resilient_io.redis import ConnectionSettings, RedisStats, ResilientRedis
+    from resilient_io.redis import (
+        ConnectionSettings,
+        RedisStats,
+        ResilientRedis,
+        ResilientRedisCluster,
+    )
     from resilient_io.retry import RetryPolicy
 
 __all__ = [
@@ -77,6 +82,7 @@ __all__ = [
     "ResilientKafkaConsumer",
     "ResilientKafkaProducer",
     "ResilientRedis",
+    "ResilientRedisCluster",
     "RetryPolicy",
     "RunLimits",
     "State",
@@ -94,7 +100,7 @@ _HOMES = {
     "ResilientKafkaProducer RunLimits",
     "lifecycle": "Lifecycle LifecycleReport",
     "probing": "lint_probes",
-    "redis": "ConnectionSettings RedisStats ResilientRedis",
+    "redis": "ConnectionSettings RedisStats ResilientRedis ResilientRedisCluster",
     "retry": "RetryPolicy",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

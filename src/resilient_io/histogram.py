@@ -33,6 +33,15 @@ class Latencies:
         self.count += count
         self.total += seconds * count
 
+    def add(self, other: Latencies) -> None:
+        """Add everything that another histogram has recorded."""
+        missing = len(other._buckets) - len(self._buckets)
+        self._buckets += [0] * max(missing, 0)
+        for index, count in enumerate(other._buckets):
+            self._buckets[index] += count
+        self.count += other.count
+        self.total += other.total
+
     @property
     def counts(self) -> tuple[tuple[float, int], ...]:
         """The non-empty buckets as `(upper_bound_seconds, count)`."""

@@ -420,7 +420,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/executor.py",
         """        if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
-            await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+            await self._health_of(failing.call).wait_for_probe(_PROBE_BEFORE_ERROR)
 """,
         "",
         "Callers see an error while the health of a dead server is still UP.",

@@ -25,6 +25,7 @@ from .terminal import json_line, write_line
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from redis.asyncio.connection import ConnectionPool
     from rich.console import Console
 
     from resilient_io.health import Attachment, Cause, Change
@@ -241,21 +242,62 @@ def _redis(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:
     from resilient_io.redis import (  # noqa: PLC0415 - import only the driver that is needed
         ConnectionSettings,
         ResilientRedis,
+        ResilientRedisCluster,
     )
     from resilient_io.retry import RetryPolicy  # noqa: PLC0415 - as above
 
-    client = ResilientRedis.from_pool(
-        read_redis_url(url),
-        policy=RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
-        health=health,
-        connections=ConnectionSettings(count=1),
-    )
+    options: dict[str, Any] = {
+        "policy": RetryPolicy(connect_timeout=timeout, response_timeout=timeout, deadline=None),
+        "health": health,
+        "connections": ConnectionSettings(count=1),
+    }
+    pool = read_redis_url(url)
+    opened: list[ResilientRedis | ResilientRedisCluster] = []
+    opening: list[asyncio.Task[None]] = []
+
+    async def find_and_open() -> None:
+        in_cluster = await _is_in_cluster(pool, timeout)
+        client = (
+            ResilientRedisCluster.from_url(url, **options)
+            if in_cluster
+            else ResilientRedis.from_pool(pool, **options)
+        )
+        opened.append(client)
+        await client.initialize()
+
+    async def start() -> None:
+        opening.append(asyncio.create_task(find_and_open(), name=f"open {health.name}"))
 
     async def aclose() -> None:
-        await client.aclose()
+        for task in opening:
+            task.cancel()
+            await asyncio.wait([task])
+        for client in opened:
+            await client.aclose()
         await health.aclose()
 
-    return WatchTarget(health, client.initialize, aclose)
+    return WatchTarget(health, start, aclose)
+
+
+async def _is_in_cluster(pool: ConnectionPool, timeout: float) -> bool:
+    """Return whether a node of a cluster answers: then all nodes are watched."""
+    from resilient_io.doctor.login import ask_server, pairs_of  # noqa: PLC0415 - as above
+    from resilient_io.doctor.network import Endpoint  # noqa: PLC0415 - as above
+    from resilient_io.redis.connect import RedisTarget  # noqa: PLC0415 - as above
+
+    settings = pool.connection_kwargs
+    if "host" not in settings:  # a unix socket, or Sentinels
+        return False
+    endpoint = Endpoint(str(settings["host"]), int(settings.get("port", 6379)))
+    password = bool(settings.get("password"))
+    answer = await ask_server(
+        endpoint, RedisTarget(pool), timeout, ("HELLO",), gave_password=password
+    )
+    return (
+        isinstance(answer, list)
+        and not isinstance(answer[0], Exception)
+        and pairs_of(answer[0]).get("mode") == "cluster"
+    )
 
 
 def _kafka(url: str, timeout: float, health: WatchedDependency) -> WatchTarget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
@@ -137,9 +138,9 @@ async def _ask(
         return await exchange(connection, *commands)
     except (driver.RedisError, OSError) as error:
         result = await explain_login(error, target, endpoint, gave_password=gave_password)
-        return CheckResult(
-            result.status, f"{endpoint.text}: {result.found}", result.advice, result.data
-        )
+        if result.found.startswith(endpoint.text):
+            return result
+        return replace(result, found=f"{endpoint.text}: {result.found}")
     finally:
         if connection is not None:
             abort(connection)

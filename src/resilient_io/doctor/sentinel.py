@@ -215,8 +215,13 @@ async def _ask_sentinel(
     if isinstance(answer, CheckResult):
         if answer.data.get("cause") == Cause.AUTH.value:
             return replace(answer, advice=_SENTINEL_LOGIN)
-        return answer
+        return _for_sentinels(answer)
     return read_view(endpoint, name, answer)
+
+
+def _for_sentinels(result: CheckResult) -> CheckResult:
+    """Return a result whose advice names the scheme for Sentinels."""
+    return replace(result, advice=result.advice.replace("rediss://", "rediss+sentinel://"))
 
 
 def read_view(endpoint: Endpoint, name: str, replies: Sequence[Any]) -> SentinelView | CheckResult:
@@ -475,7 +480,7 @@ async def _ask_node(
         gave_password=bool(pool.connection_kwargs.get("password")),
     )
     if isinstance(answer, CheckResult):
-        return answer
+        return _for_sentinels(answer)
     role, replication = answer
     if isinstance(role, driver.ResponseError):
         return refused(endpoint, role)

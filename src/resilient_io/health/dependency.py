@@ -369,6 +369,10 @@ class Dependency:
         self._bind()
         self._prober.take_unreachable(clean_detail(detail), since)
 
+    def probe_soon(self) -> None:
+        """Probe immediately, without reporting a failure, unless it is DOWN."""
+        self._prober.suspect()
+
     async def wait_for_probe(self, timeout: float) -> None:
         """Wait for the probe that a reported failure has requested, for at most `timeout` seconds.
 

@@ -53,6 +53,8 @@ class Cause(enum.StrEnum):
     DISK_ERROR = "disk error"
     NO_REPLICAS = "no replicas"
     MASTER_DOWN = "master down"
+    CLUSTER_DOWN = "cluster down"
+    SLOTS_LOST = "slots lost"
     FAILOVER = "failover"
     OVERLOADED = "overloaded"
     MAX_CLIENTS = "max clients"

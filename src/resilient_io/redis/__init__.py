@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .client import ResilientRedis
+from .cluster import ResilientClusterPipeline, ResilientRedisCluster
 from .errors import (
+    CrossSlotKeys,
     LockLost,
     RedisAuthenticationFailed,
     RedisClosed,
@@ -21,6 +23,7 @@ from .stats import RedisStats
 
 __all__ = [
     "ConnectionSettings",
+    "CrossSlotKeys",
     "Durability",
     "LockLost",
     "RedisAuthenticationFailed",
@@ -31,8 +34,10 @@ __all__ = [
     "RedisOverloaded",
     "RedisStats",
     "RedisUnavailable",
+    "ResilientClusterPipeline",
     "ResilientLock",
     "ResilientPipeline",
     "ResilientRedis",
+    "ResilientRedisCluster",
     "RouteRefused",
 ]

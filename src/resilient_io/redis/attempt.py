@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from sys import getsizeof
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 import hiredis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 
     from resilient_io.errors import ResilientIOError
-    from resilient_io.health import Dependency
+    from resilient_io.health import Dependency, Reporter
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
@@ -117,6 +117,22 @@ class AttemptFailed:
         return replace(self, detail=f"{self.detail}{reason}", final=final or self.final)
 
 
+class Search(Protocol):
+    """Looks for the server that accepts writes."""
+
+    def note_refusal(self, refusal: Refusal) -> None:
+        """Search, unless that was done too recently: a server refused a call."""
+
+
+class Server(NamedTuple):
+    """The server of an attempt: a client has one, a cluster client one for each node."""
+
+    multiplexer: Multiplexer
+    health: Dependency
+    reports: Reporter
+    search: Search
+
+
 class Call:
     """A call that the executor sends and repeats."""
 
@@ -127,6 +143,9 @@ class Call:
 
     bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
+
+    server: Server | None = None
+    """The server of the latest attempt, if each attempt chooses one."""
 
     @property
     def effect(self) -> Effect:
@@ -139,6 +158,19 @@ class Call:
 
     def describe(self, error: ResilientIOError) -> None:
         """Add to an error what only the call knows, beyond its name."""
+
+    def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (for subclasses)
+        """Return whether another server decides by now, whatever the earlier one still applies."""
+        return False
+
+    async def until_fenced(self, carrier: Carrier) -> bool:
+        """Wait until a lost connection cannot apply anything. Return False if it still may."""
+        await asyncio.wait([carrier.fenced])
+        return carrier.fenced.result()
+
+    def follow(self, request: PendingRequest, limits: Limits) -> None:
+        """Take over the request that a plain future has become."""
+        request.expires = limits.sent
 
 
 def unsendable(multiplexer: Multiplexer, limits: Limits, losses: int) -> AttemptFailed | None:
@@ -256,6 +288,9 @@ def final_error(error: Exception) -> AttemptFailed:
     )
 
 
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+"""Sent directly before a command that ASK has redirected to the next owner of its slot."""
+
 MOVED = object()
 """What `await_reply` returns if a read should be sent again, over a connection that answers."""
 
@@ -294,19 +329,25 @@ async def await_reply(
         finally:
             timer.cancel()
             if not answered:
-                multiplexer.abandon(request)
+                _home_of(request, multiplexer).abandon(request)
         if reply is CHECK_CLOCK:
+            multiplexer = clock.multiplexer = _home_of(request, multiplexer)
             failed = None if request.done() else clock.check(limits, call)
             if failed is not None:
                 multiplexer.abandon(request)
                 return failed
         elif isinstance(reply, Promoted):
             request = clock.request = reply.request
-            request.expires = limits.sent
+            call.follow(request, limits)
         elif isinstance(reply, ConnectionLost | LeftBehind | Undeliverable):
             return failure_of(reply)
         else:
             return reply
+
+
+def _home_of(request: PendingRequest, first: Multiplexer) -> Multiplexer:
+    """Return the multiplexer that has a request: it may have moved with its slot."""
+    return first if request.home is None else cast("Multiplexer", request.home)
 
 
 class _ReplyClock:
@@ -561,6 +602,8 @@ class MultiplexedCall(Call):
         scripts: KnownScripts,
         fallback: Callable[[], Call],
         first: Exception | None = None,
+        asking: bool = False,
+        slot: int | None = None,
     ) -> None:
         self._multiplexer = multiplexer
         self._callbacks = callbacks
@@ -569,6 +612,8 @@ class MultiplexedCall(Call):
         self._scripts = scripts
         self._fallback = fallback
         self._first = first
+        self._prefix = ASKING if asking else b""
+        self._slot = slot
         self._exchange_alone = exchange  # `ExclusivePool.exchange`
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
@@ -620,6 +665,8 @@ class MultiplexedCall(Call):
         self, limits: Limits, request: PendingRequest | None = None, *, before: bytes = b""
     ) -> Any:
         """Send the command, unless it was sent as `request`, and wait for the reply."""
+        if request is not None:
+            self.follow(request, limits)
         while True:
             if request is None:
                 request = self._request(limits, before)
@@ -654,12 +701,17 @@ class MultiplexedCall(Call):
             reply = reply[-1]  # those before it are the replies to the commands before it
         return reply
 
+    def follow(self, request: PendingRequest, limits: Limits) -> None:
+        """Take over the request that a plain future has become."""
+        super().follow(request, limits)
+        request.slot = self._slot
+
     def _request(self, limits: Limits, before: bytes = b"") -> PendingRequest:
-        """Return the request, in one write with another command that comes before it."""
-        position = 1 if before else 0
+        """Return the request, in one write with other commands that come before it."""
+        position = bool(before) + bool(self._prefix)
         raw = frozenset({position}) if NEVER_DECODE in self._command.options else frozenset()
-        return PendingRequest(
-            before + self._data,
+        request = PendingRequest(
+            before + self._prefix + self._data,
             count=position + 1,
             raw=raw,
             large=len(self._data) > LARGE,
@@ -667,3 +719,5 @@ class MultiplexedCall(Call):
             expires=limits.sent,
             movable=limits.behind is None,
         )
+        request.slot = self._slot
+        return request

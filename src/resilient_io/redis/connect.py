@@ -485,7 +485,11 @@ class RedisTarget:
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, source: AddressSource | None = None, sentinel: bool = False
+        self,
+        pool: ConnectionPool,
+        *,
+        source: AddressSource | None = None,
+        sentinel: bool = False,
     ) -> None:
         self._sentinel = sentinel
         self._mode: str | None = None  # "standalone", "cluster" or "sentinel", if it said so

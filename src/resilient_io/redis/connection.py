@@ -96,12 +96,14 @@ class PendingRequest:
         "expires",
         "extra_timeout",
         "future",
+        "home",
         "large",
         "movable",
         "position",
         "raw",
         "replies",
         "sequence",
+        "slot",
     )
 
     def __init__(
@@ -124,6 +126,10 @@ class PendingRequest:
         """Loop time from which on it must not be sent, whether its caller has noticed or not."""
         self.movable = movable
         """Whether another connection may send it if its own is lost before it is written."""
+        self.slot: int | None = None
+        """The hash slot of its keys, if it moves to another node together with that slot."""
+        self.home: ConnectionOwner | None = None
+        """The multiplexer of the node to which it was moved, if it was."""
         self.replies: list[object] = []
         self.position = 0
         self.connection: MultiplexedConnection | None = None
@@ -535,6 +541,11 @@ class MultiplexedConnection(asyncio.Protocol):
             free_streams(connection)
 
     # -- for callers -----------------------------------------------------------------------
+
+    @property
+    def owner(self) -> ConnectionOwner:
+        """The multiplexer or pool to which it belongs."""
+        return self._owner
 
     @property
     def busy(self) -> bool:

@@ -174,6 +174,7 @@ class DurableCall(MultiplexedCall):
         )
         if isinstance(reply, AttemptFailed):
             note_loss(self._lost, reply)
+        # Those before the last one are the replies to the commands before it.
         return reply[-1] if isinstance(reply, list) else reply
 
     async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:

@@ -11,6 +11,7 @@ NotReplicated ───────── RedisNotReplicated      also redis.Red
 Overloaded ──────────── RedisOverloaded         also redis.MaxConnectionsError
 Closed ──────────────── RedisClosed             also redis.ConnectionError
                         RouteRefused            also redis.DataError
+                        CrossSlotKeys           also redis.ClusterCrossSlotError
                         LockLost                also redis.LockNotOwnedError
 ```
 
@@ -102,6 +103,10 @@ class RouteRefused(driver.DataError):
     """The command changes its connection, which is shared. The message says what to use instead."""
 
 
+class CrossSlotKeys(driver.ClusterCrossSlotError, driver.CrossSlotTransactionError):
+    """A command or transaction has keys of several slots of a cluster. Nothing was sent."""
+
+
 class LockLost(driver.LockNotOwnedError):
     """The lock was lost while it was held: another caller may hold it by now.
 
@@ -131,6 +136,8 @@ class Refusal:
     cause: Cause
     degraded: bool = False  # it answers but refuses writes; otherwise it does not serve at all
     elsewhere: bool = False  # another server may accept the call: resolve the address again
+    patient: bool = False  # retried until the deadline, without using up an attempt
+    normal: bool = False  # it says nothing about the health of the server
 
 
 _BY_CLASS: dict[type[BaseException], Refusal] = {
@@ -141,6 +148,30 @@ _BY_CLASS: dict[type[BaseException], Refusal] = {
     driver.TryAgainError: Refusal(Cause.OVERLOADED),
     driver.OutOfMemoryError: Refusal(Cause.OUT_OF_MEMORY, degraded=True),
 }
+
+REDIRECTED = Refusal(Cause.OTHER, elsewhere=True, patient=True, normal=True)
+"""MOVED and ASK: another node of the cluster has the key."""
+
+_IN_A_CLUSTER: dict[type[BaseException], Refusal] = {
+    driver.TryAgainError: Refusal(Cause.OTHER, patient=True, normal=True),
+    driver.ClusterDownError: Refusal(
+        Cause.CLUSTER_DOWN, degraded=True, elsewhere=True, patient=True
+    ),
+    driver.BusyLoadingError: Refusal(Cause.LOADING, elsewhere=True, patient=True),
+    driver.ReadOnlyError: Refusal(Cause.READ_ONLY, elsewhere=True, patient=True, normal=True),
+    driver.MasterDownError: Refusal(Cause.MASTER_DOWN, elsewhere=True, patient=True, normal=True),
+}
+
+
+def refusal_in_cluster(error: BaseException) -> Refusal | None:
+    """Return the meaning of an error reply to a call that another node may answer, or None.
+
+    It is retried until the deadline: the cluster moves the slot, or elects another master.
+    """
+    if isinstance(error, driver.AskError):  # also MOVED
+        return REDIRECTED
+    return _IN_A_CLUSTER.get(type(error))
+
 
 _BY_PREFIX: dict[str, Refusal] = {
     "MISCONF": Refusal(Cause.DISK_ERROR, degraded=True),

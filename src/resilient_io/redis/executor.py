@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress, ResilientIOError, mark_refused
 from resilient_io.health import Cause
-from resilient_io.retry import RetrySchedule
+from resilient_io.retry import RetrySchedule, backoff_bound
 from resilient_io.tasks import Signal
 
 from .attempt import AttemptFailed, Limits, end_of_wait, final_error, server_down
@@ -37,13 +37,11 @@ from .instrumentation import tracing_of_call
 if TYPE_CHECKING:
     import random
 
-    from resilient_io.health import Dependency, Reporter
+    from resilient_io.health import Dependency
     from resilient_io.retry import RetryBudget, RetryPolicy
 
-    from .attempt import Call, Carrier
+    from .attempt import Call, Carrier, Server
     from .failover import Failover
-    from .master_search import MasterSearch
-    from .multiplexer import Multiplexer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +72,9 @@ class _FailingCall:
     started: float
     repeatable: Effect
     schedule: RetrySchedule
-    failover: Failover
+    failover: Failover | None
     attempts: int = 0
+    patience: int = 0  # how often it was refused in a way that is retried until the deadline
     progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
     carrier: Carrier | None = None  # carried the latest request that was maybe applied
     served: float = 0.0  # seconds during which the server had the requests of a blocking call
@@ -103,9 +102,11 @@ class _FailingCall:
         if failed.applied:
             progress = Progress.MAYBE_APPLIED
         progress = max(self.progress, progress, key=_FURTHER.index)
+        patient = failed.refusal is not None and failed.refusal.patient
         return replace(
             self,
             attempts=self.attempts + 1,
+            patience=self.patience + patient,
             progress=progress,
             carrier=carrier,
             served=self.served + failed.served,
@@ -139,6 +140,11 @@ _PROBE_BEFORE_RETRY = 0.25  # the same before retrying after a reply such as LOA
 _NEXT_SERVER = 0.5
 """Longest backoff, in seconds, of a blocking call that waits for the new master."""
 
+_FOLLOWED_AT_ONCE = 3  # redirections of a call that are followed without a pause
+_PATIENT_BACKOFF = 0.005
+_PATIENT_BACKOFF_CAP = 0.1
+_MOST_PATIENT = 32  # such refusals of a call without a deadline
+
 _RETRY_COST = 5.0
 _TIMEOUT_COST = 10.0
 
@@ -170,16 +176,18 @@ def _public_name(kind: type[ResilientIOError]) -> str:
 
 
 class Executor:
-    """Sends, repeats and fails the calls of one client and all its views."""
+    """Sends, repeats and fails the calls of one client and all its views.
+
+    `server` is that of all calls which do not choose one at each attempt, as those of a cluster do.
+    """
 
     def __init__(
         self,
         *,
-        multiplexer: Multiplexer,
+        server: Server | None,
         health: Dependency,
-        reports: Reporter,
+        failover: Failover,
         budget: RetryBudget,
-        search: MasterSearch,
         rng: random.Random,
     ) -> None:
         self.health = health
@@ -188,13 +196,11 @@ class Executor:
         """How many calls ended in each error, by its name in `resilient_io.errors`."""
         self.retries = 0
         self.refusals = 0
-        self._multiplexer = multiplexer
-        self._failover = multiplexer.failover
-        self._reports = reports
+        self._server = server
+        self._failover = failover
         self._rng = rng
         self._closing = Signal()
         self._outage: Outage | None = None
-        self._search = search
 
     @property
     def closed(self) -> bool:
@@ -225,7 +231,7 @@ class Executor:
                 result = final_error(error)  # which says nothing about the earlier attempts
             if not isinstance(result, AttemptFailed):
                 return result
-            self._report(result)
+            self._report(call, result)
             if failing is None:
                 repeatable = _REPEATABLE[policy.repeat]
                 if deliberate and policy.repeat == "any":
@@ -245,14 +251,28 @@ class Executor:
                 decision = await self._raise(failing, unsafe)
             raise decision.error from None
 
+    def _server_of(self, call: Call) -> Server | None:
+        """Return the server of the latest attempt of a call; None if no attempt has found one."""
+        return call.server or self._server
+
+    def _health_of(self, call: Call) -> Dependency:
+        server = self._server_of(call)
+        return self.health if server is None else server.health
+
     # -- deciding --------------------------------------------------------------------------
 
     async def _decide(self, failing: _FailingCall, failed: AttemptFailed) -> Retry | Raise:
         """Decide whether to make another attempt. Each reason against it has its own branch."""
         if not self._may_repeat(failing, failed):
             return await self._raise(failing, failed)
-        after, free = failing.schedule.next(), False
-        if not failing.call.bounded and failed.refusal is not None and failed.refusal.elsewhere:
+        refusal = failed.refusal
+        patient = free = refusal is not None and refusal.patient
+        if refusal is not None and patient:
+            after = self._patient_backoff(failing, redirected=refusal.normal and refusal.elsewhere)
+        else:
+            after = failing.schedule.next()
+        elsewhere = refusal is not None and refusal.elsewhere
+        if not patient and not failing.call.bounded and elsewhere:
             # A blocking call keeps waiting during a failover, until its deadline.
             free = True
             if after is None:
@@ -270,11 +290,25 @@ class Executor:
             return await self._raise(failing, failed.with_reason(why))
         return Retry(after, paid)
 
+    def _patient_backoff(self, failing: _FailingCall, *, redirected: bool) -> float | None:
+        """Return the pause after a refusal that is retried until the deadline.
+
+        Without a deadline, there is an end to it: None.
+        """
+        count = failing.patience
+        if failing.limits().sent is None and count > _MOST_PATIENT:
+            return None
+        if count <= _FOLLOWED_AT_ONCE and redirected:
+            return 0.0
+        bound = backoff_bound(_PATIENT_BACKOFF, _PATIENT_BACKOFF_CAP, count)
+        return bound * (1 + self._rng.random()) / 2
+
     async def _raise(self, failing: _FailingCall, failed: AttemptFailed) -> Raise:
         """Return the decision to raise, with the error for the caller."""
+        server = self._server_of(failing.call)
         if failed.cause is Cause.RESET:
             # Health publishes an outage before callers see an error.
-            await self.health.wait_for_probe(_PROBE_BEFORE_ERROR)
+            await self._health_of(failing.call).wait_for_probe(_PROBE_BEFORE_ERROR)
         elapsed = asyncio.get_running_loop().time() - failing.started
         unknown = failing.progress is Progress.MAYBE_APPLIED
         if failed.refusal is not None and failed.error is not None and not unknown:
@@ -282,10 +316,9 @@ class Executor:
             failed.error.add_note(note)
             mark_refused(failed.error, self.health.name)
             return Raise(failed.error)
-        state = self._multiplexer.bound_state
-        if state.lost:
+        if server is not None and server.multiplexer.bound_state.lost:
             # After the last await: a cancelled caller must not take the loss without raising it.
-            failed = failed.with_reason(state.take_loss())
+            failed = failed.with_reason(server.multiplexer.bound_state.take_loss())
         error = self._error(
             _kind(failing, failed),
             failed.detail,
@@ -316,7 +349,8 @@ class Executor:
     def _may_repeat(self, failing: _FailingCall, failed: AttemptFailed) -> bool:
         if failed.final or failed.expired or failed.cause is Cause.CLOSED:
             return False
-        if self._multiplexer.bound_state.lost:
+        server = self._server_of(failing.call)
+        if server is not None and server.multiplexer.bound_state.lost:
             return False
         if failed.progress is not Progress.MAYBE_APPLIED:
             return True  # not sent or refused: certainly not applied
@@ -341,6 +375,8 @@ class Executor:
         tracing = tracing_of_call.get()
         if tracing is not None:
             tracing.retrying(failing.attempts + 1, decision.after, failed.cause.value)
+        if not decision.after and not decision.paid:
+            return  # another server has the answer
         waited = False
         try:
             with contextlib.suppress(TimeoutError):
@@ -355,7 +391,7 @@ class Executor:
             until, longest = failing.limits().sent, _PROBE_BEFORE_RETRY
             if until is not None:
                 longest = min(longest, until - asyncio.get_running_loop().time())
-            await self.health.wait_for_probe(longest)
+            await self._health_of(failing.call).wait_for_probe(longest)
 
     async def _wait_until_safe(
         self, failing: _FailingCall, failed: AttemptFailed
@@ -363,22 +399,24 @@ class Executor:
         """Wait until no earlier copy of a request can be applied, or return why one still can."""
         if failing.progress is not Progress.MAYBE_APPLIED or not failing.fenced_first:
             return None
-        carrier = failing.carrier
+        carrier, call = failing.carrier, failing.call
+        if call.taken_over(carrier):
+            return None
         if carrier is None:
             why = "; a copy may still be in flight on an exclusive connection"
         elif not carrier.lost:
             # The request is still in flight. A second copy on the same connection follows it.
-            if self._multiplexer.current is carrier:
+            server = self._server_of(call)
+            if server is not None and server.multiplexer.current is carrier:
                 return None
             why = "; a copy may still be in flight on a connection that takes no more calls"
         else:
             try:
                 async with asyncio.timeout_at(failing.limits().sent):
-                    await asyncio.wait([carrier.fenced])
+                    if await call.until_fenced(carrier):
+                        return None
             except TimeoutError:
                 return replace(failed, expired=True)
-            if carrier.fenced.result():
-                return None
             why = "; the server does not permit ending the connection that carried it"
             if self.closed:
                 why = "; the client was closed"
@@ -386,19 +424,24 @@ class Executor:
 
     # -- reporting -------------------------------------------------------------------------
 
-    def _report(self, failed: AttemptFailed) -> None:
+    def _report(self, call: Call, failed: AttemptFailed) -> None:
         """Report a refusal to health; connections report their own failures."""
         refused = failed.refusal
         if refused is None:
             return
         self.refusals += 1
+        if refused.normal:
+            return
+        server = self._server_of(call)
+        if server is None:
+            return
         if refused.degraded:
-            self._reports.refused(refused.cause, failed.detail)
-            self._multiplexer.refresh()
+            server.reports.refused(refused.cause, failed.detail)
+            server.multiplexer.refresh()
         else:
-            self._reports.failed(refused.cause, failed.detail, answered=True)
+            server.reports.failed(refused.cause, failed.detail, answered=True)
         if refused.elsewhere or refused.cause is Cause.NO_REPLICAS:
-            self._search.note_refusal(refused)
+            server.search.note_refusal(refused)
 
     # -- calls that are not attempted ------------------------------------------------------
 
@@ -462,21 +505,29 @@ class Executor:
 
     def check_state(self, operation: str) -> None:
         """Raise once if the connection of a bound client, and with it its state, was lost."""
-        state = self._multiplexer.bound_state
+        if self._server is None:
+            return
+        state = self._server.multiplexer.bound_state
         if state.lost:
             reason = f"the connection was lost{state.take_loss()}"
             raise self._error(RedisUnavailable, reason, operation)
 
 
-def _outage_wait(policy: RetryPolicy, failover: Failover) -> float:
+def _outage_wait(policy: RetryPolicy, failover: Failover | None) -> float:
     """Return how many seconds of an outage a call waits. It waits longer for a failover."""
     if policy.while_down != "fail":
         return math.inf
-    return max(policy.outage_wait, failover.expected_within) if policy.outage_wait else 0.0
+    expected = 0.0 if failover is None else failover.expected_within
+    return max(policy.outage_wait, expected) if policy.outage_wait else 0.0
 
 
 def _limits(
-    call: Call, policy: RetryPolicy, started: float, failover: Failover, *, served: float = 0.0
+    call: Call,
+    policy: RetryPolicy,
+    started: float,
+    failover: Failover | None,
+    *,
+    served: float = 0.0,
 ) -> Limits:
     """Return when an attempt must have been sent and answered."""
     enclosing, wait = current_deadline(), _outage_wait(policy, failover)

@@ -27,6 +27,24 @@ If it fails, a call with the default deadline of 5 s can still be sent to the kn
 """
 
 
+def log_failover(name: str, record: FailoverRecord) -> None:
+    """Write the log record of a failover that a client went through."""
+    _log.info(
+        "%s continues on %s, %.2f s after the failover was noticed; %d calls waited for it",
+        name,
+        record.master,
+        record.duration,
+        record.held,
+        extra={
+            "event": "failed_over",
+            "dependency": name,
+            "master": record.master,
+            "duration": record.duration,
+            "held": record.held,
+        },
+    )
+
+
 class Failover:
     """Whether a failover is in progress, whether one can be expected, and the latest ones.
 
@@ -108,20 +126,7 @@ class Failover:
         self.count += 1
         self.seconds += record.duration
         self.held += record.held
-        _log.info(
-            "%s continues on %s, %.2f s after the failover was noticed; %d calls waited for it",
-            self._name,
-            record.master,
-            record.duration,
-            record.held,
-            extra={
-                "event": "failed_over",
-                "dependency": self._name,
-                "master": record.master,
-                "duration": record.duration,
-                "held": record.held,
-            },
-        )
+        log_failover(self._name, record)
         self.end()
 
     def end(self) -> None:

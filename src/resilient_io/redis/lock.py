@@ -58,7 +58,7 @@ class ResilientLock(Lock):
     Outside, await `lost`. A waiting `acquire` is woken when the key is deleted or expires.
 
     Args:
-        redis: The client, a `ResilientRedis`.
+        redis: The client, a `ResilientRedis` or a `ResilientRedisCluster`.
         name: The name of the key.
         timeout: Seconds after which the server releases the lock; None for never.
         sleep: Seconds between attempts where the server does not report that the key has changed
@@ -96,8 +96,8 @@ class ResilientLock(Lock):
     ) -> None:
         if not hasattr(redis, "_runtime"):
             raise TypeError(
-                f"ResilientLock needs a ResilientRedis, not {type(redis).__name__}: use "
-                f"ResilientRedis(...).lock(...)"
+                f"ResilientLock needs a ResilientRedis or ResilientRedisCluster, not "
+                f"{type(redis).__name__}: use ResilientRedis(...).lock(...)"
             )
         if renew and not timeout:
             raise ConfigurationError(
@@ -120,7 +120,7 @@ class ResilientLock(Lock):
         self.renew = renew
         self.fencing = fencing
         self.cancel_on_loss = cancel_on_loss
-        self._encode = redis.connection_pool.get_encoder().encode
+        self._encode = redis.get_encoder().encode
         self._key: bytes = self._encode(name)
         self._scopes: list[_Scope] = []
         # redis-py 8.1 `Lock.register_scripts` registers them with the first client only.

@@ -14,10 +14,10 @@ import logging
 import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import hiredis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AskError, RedisError, ResponseError
 
 from resilient_io.deadlines import context_without_deadline
 from resilient_io.retry import Backoff
@@ -207,14 +207,32 @@ class WatchedKey:
             self.timer = None
 
 
+class LockServer(NamedTuple):
+    """The connections to the server of a lock's key."""
+
+    multiplexer: Multiplexer
+    pool: ExclusivePool
+
+
 class LockKeys:
-    """The keys of all locks that a client and its views hold, wait for or still have to release."""
+    """The keys of all locks that a client and its views hold, wait for or still have to release.
+
+    Args:
+        server_of: Returns the server that has a key, or None if none is known at present. In a
+            cluster, it changes.
+        moved: Called when that server says that it does not have the key.
+        rng: Source of jitter.
+    """
 
     def __init__(
-        self, *, multiplexer: Multiplexer, pool: ExclusivePool, rng: random.Random
+        self,
+        *,
+        server_of: Callable[[bytes], LockServer | None],
+        moved: Callable[[], None],
+        rng: random.Random,
     ) -> None:
-        self._multiplexer = multiplexer
-        self._pool = pool
+        self._server_of = server_of
+        self._moved = moved
         self._rng = rng
         self._keys: dict[bytes, WatchedKey] = {}
         self._reporting: MutableMapping[MultiplexedConnection, bool] | None = None
@@ -288,8 +306,10 @@ class LockKeys:
             return
         if key.asking or key.connection is not None or self._closed:
             return
-        connection = self._multiplexer.current
-        if connection is None or connection.lost is not None or self._multiplexer.bound:
+        server = self._server_of(key.name)
+        connection = None if server is None else server.multiplexer.current
+        unusable = server is None or server.multiplexer.bound
+        if connection is None or connection.lost is not None or unusable:
             self._check_confirmed(key)
             self._ask_later(key)
             return
@@ -320,6 +340,8 @@ class LockKeys:
             return
         *tracking, value, remaining = reply
         if isinstance(remaining, Exception):
+            if isinstance(remaining, AskError):
+                self._moved()
             self._ask_later(key)  # LOADING, for example: nothing is known
             return
         if any(isinstance(each, Exception) for each in tracking):
@@ -340,7 +362,9 @@ class LockKeys:
     def _check_confirmed(self, key: WatchedKey) -> None:
         """Lose the locks without a timeout whose state has been unknown for too long."""
         unknown = asyncio.get_running_loop().time() - key.confirmed
-        if self._multiplexer.target.master is None or unknown < _UNDETERMINED_AFTER:
+        server = self._server_of(key.name)
+        replaced = server is None or server.multiplexer.target.master is not None
+        if not replaced or unknown < _UNDETERMINED_AFTER:
             return
         for hold in list(key.holds):
             if hold.expires is None:
@@ -421,6 +445,14 @@ class LockKeys:
                     waiter.wake()
                 self.look(key)
 
+    def server_changed(self) -> None:
+        """Ask for the keys again that another server has by now."""
+        for key in list(self._keys.values()):
+            server, connection = self._server_of(key.name), key.connection
+            if server is None or connection is None or connection.owner is not server.multiplexer:
+                key.connection = None
+                self.look(key)
+
     def _key(self, name: bytes) -> WatchedKey:
         key = self._keys.get(name)
         if key is None:
@@ -470,12 +502,15 @@ class LockKeys:
 
     async def _release(self, release: _Release) -> bool:
         """Release one lock. Return False if that has to be tried again."""
-        multiplexer = self._multiplexer
+        server = self._server_of(release.name)
+        if server is None:
+            return False
+        multiplexer, pool = server
         command = ("EVAL", RELEASE, 1, release.name, release.token)
         try:
             if multiplexer.unsupported:
                 await asyncio.sleep(_UNORDERED_DELAY)
-                await self._pool.query(*command)
+                await pool.query(*command)
                 return True
             # On every connection, because one of them may still carry the SET, which comes first.
             # A connection that is lost cannot apply anything any more when it is fenced.
@@ -484,6 +519,9 @@ class LockKeys:
                 return False
             async with asyncio.timeout(_RELEASE_TIMEOUT):
                 await asyncio.gather(*(carrier.query(*command) for carrier in carriers))
+        except AskError:
+            self._moved()
+            return False
         except (RedisError, OSError) as error:
             if not isinstance(error, ResponseError) or refusal(error) is not None:
                 return False

@@ -549,6 +549,21 @@ class Multiplexer:
         else:
             self._waiting.append(request)
 
+    def move_waiting(
+        self, home_of: Callable[[PendingRequest], Multiplexer | None]
+    ) -> list[PendingRequest]:
+        """Move requests that were not sent to the multiplexers of other nodes, in their order.
+
+        `home_of` returns the one for a request, or None if the request stays.
+        """
+        moved = self._waiting.take(lambda request: home_of(request) not in (None, self))
+        for request in moved:
+            home = request.home = home_of(request)
+            assert home is not None, "it was taken for another one"  # noqa: S101
+            home.submit(request)
+            request.check_clock()
+        return moved
+
     def needs_own_connection(self, request: PendingRequest) -> bool:
         """Return whether a large request must not share a connection."""
         current = self.current

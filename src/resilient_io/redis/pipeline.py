@@ -23,6 +23,7 @@ from redis.exceptions import (
 from resilient_io.errors import Progress
 
 from .attempt import (
+    ASKING,
     MOVED,
     SCRIPTED,
     AttemptFailed,
@@ -88,6 +89,18 @@ _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 
 
+def effect_of_batch(specs: Sequence[CommandSpec], commands: Sequence[Sequence[Any]]) -> Effect:
+    """Return the effect of executing commands twice, in their order. Each includes its name."""
+    pending = {effect_of(spec, args) for spec, args in zip(specs, commands, strict=True)}
+    if pending <= {Effect.READ}:
+        return Effect.READ
+    if pending == {Effect.IDEMPOTENT} and (
+        len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
+    ):
+        return Effect.IDEMPOTENT
+    return max(Effect.NON_IDEMPOTENT, *pending)
+
+
 class BatchCall(Call):
     """A pipeline on a multiplexed connection, with or without MULTI and EXEC around it.
 
@@ -105,6 +118,7 @@ class BatchCall(Call):
         transaction: bool,
         blocking: bool,
         fallback: Call,
+        asking: bool = False,
         acknowledgements: Acknowledgements | None = None,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
@@ -113,6 +127,7 @@ class BatchCall(Call):
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
+        self._prefix = ASKING if asking else b""  # before MULTI, it applies to all commands
         self._fallback = fallback
         self._acknowledgements = acknowledgements
         """Receives the replies to WAIT, which follows the batch, if it must be durable."""
@@ -142,18 +157,7 @@ class BatchCall(Call):
     def effect(self) -> Effect:
         """The effect of executing the unanswered commands twice. A mixture is non-idempotent."""
         done = len(self._answers)
-        specs = self._specs[done:]
-        pending = {
-            effect_of(spec, args)
-            for spec, (args, _) in zip(specs, self._commands[done:], strict=True)
-        }
-        if pending <= {Effect.READ}:
-            return Effect.READ
-        if pending == {Effect.IDEMPOTENT} and (
-            len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
-        ):
-            return Effect.IDEMPOTENT
-        return max(Effect.NON_IDEMPOTENT, *pending)
+        return effect_of_batch(self._specs[done:], [args for args, _ in self._commands[done:]])
 
     def describe(self, error: ResilientIOError) -> None:
         """Add which commands were answered and which may have been applied."""
@@ -207,6 +211,7 @@ class BatchCall(Call):
         answers = self._without_loads(request, [replies] if single else replies)
         errors = self._clean(answers)
         if self._transaction:
+            answers = answers[bool(self._prefix) :]
             return await self._finish_transaction(answers, errors=errors)
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
@@ -310,7 +315,8 @@ class BatchCall(Call):
         )
         first = len(loads)
         if self._transaction:
-            data, count = _MULTI + b"".join(self._packed) + _EXEC, len(self._packed) + 2
+            data = b"".join((self._prefix, _MULTI, *self._packed, _EXEC))
+            count = len(self._packed) + 2 + bool(self._prefix)
         else:
             done = len(self._answers)
             data, count = b"".join(self._packed[done:]), len(self._packed) - done
@@ -681,7 +687,7 @@ class ResilientPipeline(Pipeline):
             specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
             started = asyncio.get_running_loop().time()
             self._note_durability(specs, commands)
-            call = self._call(commands, specs)
+            call = self.call_for(commands, specs)
             replies: list[Any] = await self._run(call, started=reopened)
             if self._acknowledgements is not None:
                 executor = self._runtime.executor
@@ -708,7 +714,10 @@ class ResilientPipeline(Pipeline):
                 self.annotate_exception(error, index + 1, commands[index][0])
             raise error
 
-    def _call(self, commands: list[Queued], specs: list[CommandSpec]) -> Call:
+    def call_for(
+        self, commands: list[Queued], specs: list[CommandSpec], *, asking: bool = False
+    ) -> Call:
+        """Return the call that executes commands. ASKING may come first, in a cluster."""
         transaction = bool(self.is_transaction or self.explicit_transaction)
         distinct = list({id(spec): spec for spec in specs}.values())
         # Within MULTI, no command blocks.
@@ -741,11 +750,16 @@ class ResilientPipeline(Pipeline):
             transaction=transaction,
             blocking=blocking,
             fallback=exclusive,
+            asking=asking,
             acknowledgements=self._acknowledgements,
         )
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         reopened = await self._client._ensure_open(args[0])
+        return await self._run(self.immediate_call(args, options), started=reopened)
+
+    def immediate_call(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> Call:
+        """Return the call that sends one command on this pipeline's own connection."""
         spec = SPECS.get(args[0]) or lookup(args)
 
         async def exchange(connection: AbstractConnection) -> Any:
@@ -762,8 +776,7 @@ class ResilientPipeline(Pipeline):
 
         self._runtime.scripts.note(spec.name, args)
         block = block_of([Command(spec, args, options)])
-        call = _WatchedCall(self, spec.name, exchange, [spec], args, block=block)
-        return await self._run(call, started=reopened)
+        return _WatchedCall(self, spec.name, exchange, [spec], args, block=block)
 
     async def _run(self, call: Call, *, started: float | None = None) -> Any:
         executor, policy = self._runtime.executor, self._policy

@@ -42,6 +42,7 @@ from .connect import (
     abort,
     connect,
     connect_again,
+    exchange,
     identify,
     is_lost,
     is_multiplexable,
@@ -142,6 +143,11 @@ class ExclusivePool:
     def open(self) -> int:
         """The number of open connections."""
         return len(self._idle) + len(self._acquired)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a call has a connection, or waits for one, or an element is being put back."""
+        return bool(self._acquired or self._waits or self._recoveries)
 
     @property
     def recovering(self) -> bool:
@@ -742,10 +748,12 @@ class ExclusiveCall(Call):
         client: Any,
         *,
         scripts: KnownScripts,
+        asking: bool = False,
     ) -> None:
         self._multiplexer = multiplexer
         self._pool = pool
         self._command = command
+        self._asking = asking
         self._client = client
         self._scripts = scripts
         self.operation = command.spec.name
@@ -847,6 +855,8 @@ class ExclusiveCall(Call):
     async def _send(self, connection: AbstractConnection) -> object:
         """Send the command, read its reply and convert it. A missing script is loaded first."""
         args = self._command.args
+        if self._asking:
+            await exchange(connection, ("ASKING",))
         if self.operation in _UNDO:
             await connection.send_command(*args)
             # A cancelled read must leave the connection open, for the recovery.

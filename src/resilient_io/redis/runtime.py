@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_io.binding import LoopBinding, notify_on_fork
@@ -13,17 +14,17 @@ from resilient_io.deadlines import context_without_deadline
 from resilient_io.health import Cause
 from resilient_io.retry import RetryBudget
 
-from .attempt import Packer
+from .attempt import Packer, Server
 from .credentials import follow_credentials
 from .errors import ConnectionFailure, RedisClosed
 from .executor import Executor
 from .failover import Failover
-from .lock_keys import LockKeys
+from .lock_keys import LockKeys, LockServer
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
 from .pool import ExclusivePool
 from .probe import RedisProbe
-from .scripts import KnownScripts
+from .scripts import KnownScripts, ScriptBodies
 from .sentinel_monitor import SentinelMonitor
 from .session import SessionSettings
 from .topology import SentinelTopology
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Attachment, Dependency, Reporter, Subscription
     from resilient_io.retry import RetryPolicy
 
+    from .attempt import Search
     from .connect import RedisTarget
     from .multiplexer import DeadConnection
     from .options import ConnectionSettings
@@ -63,6 +65,7 @@ class Runtime:
     pool: ExclusivePool
     executor: Executor
     locks: LockKeys
+    server: Server
     failover: Failover
     _monitor: SentinelMonitor | None
     _reports: Reporter
@@ -77,6 +80,8 @@ class Runtime:
         template: ConnectionPool,
         rng: random.Random,
         bound: bool,
+        search: Search | None = None,
+        scripts: ScriptBodies | None = None,
     ) -> None:
         self.health = health
         self.target = target
@@ -84,7 +89,9 @@ class Runtime:
         self.policy = policy
         self._settings = replace(settings, count=1) if bound else settings
         self._template = template
-        self.scripts = KnownScripts(template.get_encoder().encode)  # type: ignore[no-untyped-call]
+        self._search = search  # instead of looking for another address of the same server
+        encode = template.get_encoder().encode  # type: ignore[no-untyped-call]
+        self.scripts = KnownScripts(scripts if scripts is not None else ScriptBodies(encode))
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
         self.session = SessionSettings(target.client_name)
         self.rng = rng
@@ -125,13 +132,15 @@ class Runtime:
         self.pool = ExclusivePool(
             multiplexer=multiplexer, policy=self.policy, template=self._template
         )
-        self.locks = LockKeys(multiplexer=multiplexer, pool=self.pool, rng=self.rng)
+        server = LockServer(multiplexer, self.pool)
+        self.locks = LockKeys(server_of=partial(_only, server), moved=_do_nothing, rng=self.rng)
+        search = self._search or MasterSearch(self.leave_server, self._ask_sentinels, self.rng)
+        self.server = Server(multiplexer, self.health, self._reports, search)
         self.executor = Executor(
-            multiplexer=multiplexer,
+            server=self.server,
             health=self.health,
-            reports=self._reports,
             budget=RetryBudget(self.policy.retry_budget, lambda: multiplexer.traffic[0]),
-            search=MasterSearch(self.leave_server, self._ask_sentinels, self.rng),
+            failover=self.failover,
             rng=self.rng,
         )
 
@@ -397,6 +406,15 @@ class Runtime:
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it was closed meanwhile
                 loop.call_soon_threadsafe(callback, context=Context())
+
+
+def _only(server: LockServer, _key: bytes) -> LockServer:
+    """Return the server of every key."""
+    return server
+
+
+def _do_nothing() -> None:
+    """Ignore that a server does not have a key: there is no other one."""
 
 
 async def _nothing_else() -> None:

@@ -31,7 +31,7 @@ _CONTAINS_SCRIPT = {"EVAL": 1, "EVAL_RO": 1, "SCRIPT LOAD": -1, "SCRIPT FLUSH": 
 """Commands that the client takes note of, and the position of the script in their arguments."""
 
 
-class KnownScripts:
+class ScriptBodies:
     """The bodies of scripts by their SHA1 hash, at most 1,000 and 4 MiB: the oldest is dropped."""
 
     def __init__(self, encode: Callable[[Any], bytes]) -> None:
@@ -39,23 +39,14 @@ class KnownScripts:
         self._bodies: OrderedDict[str, bytes] = OrderedDict()
         self._hashes: OrderedDict[object, str] = OrderedDict()
         self._size = 0
-        self._connection: MultiplexedConnection | None = None
-        self._loaded: set[str] = set()
-        """The hashes of scripts that the server of `_connection` has, as far as is known."""
-
-    def note(self, name: str, args: Any) -> None:
-        """Note a command that contains a script, or removes all of them."""
-        position = _CONTAINS_SCRIPT.get(name)
-        if position is None:
-            return
-        if position == 0:
-            self._loaded.clear()
-        elif len(args) > 1:
-            self.remember(args[position])
 
     def __contains__(self, sha: str) -> bool:
         """Return whether the script with this hash is known."""
         return sha in self._bodies
+
+    def get(self, sha: str) -> bytes | None:
+        """Return the script with this hash, or None."""
+        return self._bodies.get(sha)
 
     def remember(self, script: object) -> None:
         """Remember a script. Cheap for one that is known already."""
@@ -74,6 +65,37 @@ class KnownScripts:
         while len(self._hashes) > _MOST_SCRIPTS:
             self._hashes.popitem(last=False)
 
+
+class KnownScripts:
+    """The scripts that the client knows, and those that one server has.
+
+    The servers of a cluster share the `bodies`.
+    """
+
+    def __init__(self, bodies: ScriptBodies) -> None:
+        self.bodies = bodies
+        self._connection: MultiplexedConnection | None = None
+        self._loaded: set[str] = set()
+        """The hashes of scripts that the server of `_connection` has, as far as is known."""
+
+    def note(self, name: str, args: Any) -> None:
+        """Note a command that contains a script, or removes all of them."""
+        position = _CONTAINS_SCRIPT.get(name)
+        if position is None:
+            return
+        if position == 0:
+            self._loaded.clear()
+        elif len(args) > 1:
+            self.remember(args[position])
+
+    def __contains__(self, sha: str) -> bool:
+        """Return whether the script with this hash is known."""
+        return sha in self.bodies
+
+    def remember(self, script: object) -> None:
+        """Remember a script. Cheap for one that is known already."""
+        self.bodies.remember(script)
+
     # -- a script that the server does not have ----------------------------------------------
 
     def load_for(self, name: str, args: Any, reply: object) -> bytes | None:
@@ -85,7 +107,7 @@ class KnownScripts:
         return self._load(sha)
 
     def _load(self, sha: str) -> bytes | None:
-        body = self._bodies.get(sha)
+        body = self.bodies.get(sha)
         return None if body is None else _pack(("SCRIPT", "LOAD", body))
 
     # -- batches, in which a command cannot be repeated alone ---------------------------------

@@ -102,9 +102,7 @@ class SentinelMonitor:
         self._heard: set[str] = set()  # Sentinels to which a subscription was tried
         self._lost: dict[str, ConnectionFailure] = {}  # why a Sentinel has no subscription
         self._undecided = False  # whether the latest answers did not name a master
-        self._flagged: dict[
-            str, bool
-        ] = {}  # whether a Sentinel was failing over, by its last answer
+        self._flagged: dict[str, bool] = {}  # whether a Sentinel said that it fails over
         self._different: dict[str, float] = {}  # since when a Sentinel names another master
         self._reported = ""
         self._remark = ""

@@ -118,6 +118,13 @@ class WaitingRequests:
             request.assign(None)
             self._queue().appendleft(request)
 
+    def take(self, wanted: Callable[[PendingRequest], bool]) -> list[PendingRequest]:
+        """Remove and return, in their order, the requests that are to be sent elsewhere."""
+        taken = [each for each in self._requests if not each.done() and wanted(each)]
+        if taken:
+            self._requests = deque(each for each in self._requests if each not in taken)
+        return taken
+
     def check_clocks(self) -> None:
         """Wake the waiting callers, which check whether they still wait."""
         for request in self._requests:

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
-    from resilient_io.redis import ResilientRedis
+    from resilient_io.redis import ResilientRedis, ResilientRedisCluster
 
-    Client: TypeAlias = ResilientRedis | ResilientKafkaProducer | ResilientKafkaConsumer
+    Client: TypeAlias = (
+        ResilientRedis | ResilientRedisCluster | ResilientKafkaProducer | ResilientKafkaConsumer
+    )
     Clients: TypeAlias = Sequence[Client] | Mapping[str, Client]
 
 Kind = Literal["redis", "producer", "consumer"]

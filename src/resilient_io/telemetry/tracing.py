@@ -49,7 +49,8 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
     Call it once, before the clients are used, and before views (`with_policy`) are made of them.
 
     Args:
-        clients: `ResilientRedis`, `ResilientKafkaProducer` and `ResilientKafkaConsumer` objects.
+        clients: `ResilientRedis`, `ResilientRedisCluster`, `ResilientKafkaProducer` and
+            `ResilientKafkaConsumer` objects.
         tracer_provider: The provider of the tracer; None for the global one.
 
     Raises:
@@ -61,7 +62,9 @@ def trace(*clients: object, tracer_provider: TracerProvider | None = None) -> No
         kind = kind_of(given)
         # Only the driver of the client is certainly installed, and it is imported already.
         if kind == "redis":
-            given.trace_with(RedisSpans(tracer, given.connection_pool.connection_kwargs))
+            # A cluster client has the settings of its connections itself.
+            settings = getattr(given, "connection_pool", given).connection_kwargs
+            given.trace_with(RedisSpans(tracer, settings))
         else:
             from .kafka_spans import KafkaSpans  # noqa: PLC0415
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ SLOTS: Final = 16384
 
 _START_TIMEOUT: Final = 30.0
 _POLL_INTERVAL: Final = 0.02
+_FAILOVER_TIMEOUT: Final = 5.5
 _KEYS_PER_STEP: Final = 10
 _MIGRATE_TIMEOUT: Final = 5000  # milliseconds, of MIGRATE itself
 _NO_ANSWER: Final = (OSError, asyncio.IncompleteReadError, InvalidReplyError, ServerError)
@@ -69,6 +71,7 @@ class RedisClusterNode(RedisServer):
         """Restart the server on another port. The other nodes find it if they run meanwhile."""
         self.kill()
         self._choose_other_ports()
+        self._fixed_ports = False  # another process may take one of them first
         await self.start()
 
     async def info(self) -> dict[str, str]:
@@ -304,19 +307,29 @@ class RedisServerCluster(Server):
     # -- changes -----------------------------------------------------------------------------
 
     async def failover(self, replica: RedisClusterNode, mode: str | None = None) -> None:
-        """Make a replica the master, without loss of data, and wait until it is.
+        """Make a replica the master, without loss of data, and wait until both nodes know it.
 
         Args:
             replica: The replica.
             mode: "FORCE" if its master does not answer, "TAKEOVER" if most masters do not.
         """
-        await replica.query("CLUSTER", "FAILOVER", *([] if mode is None else [mode]))
+        _, _, port, *_ = await _role(replica)
+        former = next((node for node in self.nodes if node.port == port), None)
+        sent_at = -math.inf
 
-        async def is_master() -> bool:
-            role = await replica.query("ROLE")
-            return isinstance(role, list) and role[0] == b"master"
+        async def is_done() -> bool:
+            nonlocal sent_at
+            now = asyncio.get_running_loop().time()
+            if now - sent_at > _FAILOVER_TIMEOUT:  # the server has given up without saying so
+                sent_at = now
+                await replica.query("CLUSTER", "FAILOVER", *([] if mode is None else [mode]))
+            if (await _role(replica))[0] != b"master":
+                return False
+            if mode is not None or former is None or not former.running:
+                return True
+            return (await _role(former))[0] == b"slave"
 
-        await self._until(is_master, f"did not fail over to {replica}", _START_TIMEOUT)
+        await self._until(is_done, f"did not fail over to {replica}", _START_TIMEOUT)
 
     async def begin_migration(self, slot: int, target: RedisClusterNode) -> SlotMigration:
         """Begin to move a slot to another master, key by key.
@@ -511,6 +524,13 @@ class RedisServerCluster(Server):
             reports = [f"{node!r}: {_tail(node.log.splitlines())}" for node in self.nodes]
             text = "\n".join(reports)
             raise ServerDidNotStartError(f"the cluster {failure}:\n{text}") from None
+
+
+async def _role(node: RedisClusterNode) -> list[Reply]:
+    role = await node.query("ROLE")
+    if not isinstance(role, list):
+        raise InvalidReplyError(f"expected a list, not {role!r}")
+    return role
 
 
 def _text(reply: Reply) -> str:

@@ -5,6 +5,8 @@ import re
 import signal
 import time
 
+from resilient_io.testing import SentinelSetup
+
 HANGING_RESOLVER = """\
 import socket, sys, time
 socket.getaddrinfo = lambda *arguments, **options: time.sleep(60)
@@ -108,3 +110,23 @@ async def test_lookup_that_hangs_does_not_delay_the_end(program, slack):
         await running.until("down for")
         assert await end_of(running, slack) == 1
     assert "answered 0.00%" in running.shown
+
+
+async def test_all_nodes_of_a_cluster_are_watched_through_one(command, shared_redis_cluster):
+    url = url_of(shared_redis_cluster.nodes[0])
+    code, out, err = await command("watch", url, "--count", "2", "--interval", "0.3")
+    assert (code, err) == (0, "")
+    assert "; 16,384 of 16,384 slots, 3 masters, 0 replicas" in out
+
+
+async def test_failover_is_shown_for_a_url_with_sentinels(piped, slack):
+    async with SentinelSetup(down_after=0.5) as setup:
+        servers = ",".join(f"{host}:{port}" for host, port in setup.addresses)
+        url = f"redis+sentinel://{servers}/{setup.name}"
+        async with piped("watch", url, "--interval", "0.2") as running:
+            await running.until(f"master 127.0.0.1:{setup.nodes[0].port}, 2 replicas")
+            new = await setup.fail_over()
+            await running.until(f"master 127.0.0.1:{new.port}")
+            await running.until("1 failover (latest")
+            await end_of(running, slack)
+    assert "up -> degraded" in running.shown

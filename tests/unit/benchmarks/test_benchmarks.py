@@ -165,6 +165,16 @@ def test_idle_clients_have_a_table_of_their_own():
     assert row(lines, "how many").endswith("| - | 0 | ≤0 | reached |")
 
 
+async def test_reading_the_slots_of_a_cluster_has_a_table_of_its_own():
+    refresh = module("redis.refresh")
+    lines = refresh.refresh_table({"refresh": await refresh.measure(1)})
+    assert len(lines) == 2 + 4
+    measured = [{"all-100": 3.0, "slice-100": 6.0, "all-1000": 20.0, "slice-1000": 1.0}]
+    lines = refresh.refresh_table({"refresh": {"resilient-io": measured}})
+    assert row(lines, "slots of 100 nodes").endswith("| 3.0 (3.0-3.0) | ≤5 | reached |")
+    assert lines[3].endswith("| 6.0 (6.0-6.0) | ≤5 | **missed** |")
+
+
 def test_every_row_of_a_table_has_as_many_cells_as_its_head():
     results = {work.name: of_each([9.0], [1.0]) for work in module("redis.plan").WORKS}
     for measured in results["latency-50"].values():

@@ -8,6 +8,7 @@ from resilient_io.redis.commands import (
     Effect,
     Route,
     effect_of,
+    keys_of,
     known_names,
     lookup,
     register,
@@ -175,6 +176,17 @@ def test_a_registered_command_is_known():
 
 
 @pytest.mark.usefixtures("_restored")
+def test_registering_names_the_keys_of_a_command():
+    register("MY.COPY", effect=Effect.IDEMPOTENT, keys=lambda operands: operands[:2])
+    register("MY.LEN", effect=Effect.READ)
+    register("MGET", effect=Effect.READ)
+    for call, keys in (("MY.COPY a b 1", "a b"), ("MY.LEN a b", "a"), ("MGET a b", "a b")):
+        args = call.split()
+        assert keys_of(lookup(args), args) == keys.split()
+    with pytest.raises(TypeError, match="keys must be a function"):
+        register("MY.COPY", effect=Effect.READ, keys=1)
+
+
 def test_registering_a_subcommand_makes_its_first_word_a_container():
     register("mymod stats", effect=Effect.READ)
     assert lookup(("MYMOD", "STATS")).known

@@ -19,7 +19,7 @@ from resilient_io.redis import (
     RedisOutcomeUnknown,
     RedisUnavailable,
 )
-from resilient_io.redis.attempt import AttemptFailed
+from resilient_io.redis.attempt import AttemptFailed, Call, Server
 from resilient_io.redis.commands import Effect
 from resilient_io.redis.errors import Refusal
 from resilient_io.redis.executor import Executor
@@ -61,11 +61,12 @@ class FakeMultiplexer:
         pass
 
 
-class Scene:
+class Scene(Call):
     """An executor, and a call whose attempts have the given results."""
 
     bounded = True
     operation = "INCR"
+    effect = Effect.NON_IDEMPOTENT
 
     def __init__(self, *results, effect=Effect.NON_IDEMPOTENT, tokens=100.0, seed=1, **policy):
         self.results = list(results)
@@ -76,11 +77,15 @@ class Scene:
         self.began = []
         self.limits = []
         self.executor = Executor(
-            multiplexer=FakeMultiplexer(),
-            health=(health := Dependency("redis")),
-            reports=health.reporter(),
+            server=Server(
+                FakeMultiplexer(),
+                health := Dependency("redis"),
+                health.reporter(),
+                SimpleNamespace(note_refusal=lambda _: None),
+            ),
+            health=health,
+            failover=FakeMultiplexer.failover,
             budget=self.budget,
-            search=SimpleNamespace(note_refusal=lambda _: None),
             rng=random.Random(seed),
         )
 
@@ -386,7 +391,7 @@ async def test_a_cancelled_caller_leaves_the_lost_state_for_the_next_call():
 
     state = BoundState()
     scene = Scene(maybe_applied("connection reset", connection=FakeConnection()))
-    scene.executor._multiplexer.bound_state = state
+    scene.executor._server.multiplexer.bound_state = state
 
     async def wait_for_probe(timeout):
         await asyncio.sleep(timeout)

@@ -69,7 +69,10 @@ async def serving(answer):
 
 async def words(reader):
     """Read one command."""
-    count = int((await reader.readline())[1:])
+    line = await reader.readline()
+    if not line:
+        raise EOFError
+    count = int(line[1:])
     found = []
     for _ in range(count):
         size = int((await reader.readline())[1:])
@@ -89,6 +92,59 @@ async def test_odd_reply_to_one_command_of_redis(at, odd):
     async with serving(answer) as port:
         steps = await steps_of(f"redis://127.0.0.1:{port}", timeout=0.9)
     assert steps[1].status is Status.OK
+
+
+FACTS = (
+    b"*6\r\n$2\r\nip\r\n$9\r\n127.0.0.1\r\n$4\r\nport\r\n$1\r\n1\r\n$5\r\nflags\r\n$6\r\nmaster\r\n"
+)
+SENTINEL = {
+    b"MASTER": FACTS,
+    b"SENTINELS": b"*1\r\n" + FACTS,
+    b"REPLICAS": b"*1\r\n" + FACTS,
+    b"CKQUORUM": b"+OK\r\n",
+    b"MYID": b"$2\r\nid\r\n",
+    b"MASTERS": b"*1\r\n" + FACTS,
+}
+NODES = b"id 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-16383\n"
+CLUSTER = {
+    b"MYID": b"$2\r\nid\r\n",
+    b"NODES": b"$%d\r\n%s\r\n" % (len(NODES), NODES),
+    b"INFO": b"$18\r\ncluster_state:ok\r\n\r\n",
+    b"SLOTS": b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:1\r\n$2\r\nid\r\n",
+}
+IN_CLUSTER = b"%1\r\n$4\r\nmode\r\n$7\r\ncluster\r\n"
+
+
+def answering(kind, well, at, odd):
+    """Return the answers of a server, of which the one to a command with two words is odd."""
+
+    async def answer(reader, writer):
+        while True:
+            name, *arguments = [word.upper() for word in await words(reader)]
+            reply = WELL.get(name, b"+OK\r\n")
+            if kind == b"CLUSTER" and name == b"HELLO":
+                reply = IN_CLUSTER
+            if name == kind:
+                reply = odd if arguments[0] == at else well[arguments[0]]
+            writer.write(reply)
+
+    return answer
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("at", SENTINEL)
+async def test_odd_reply_to_one_question_to_a_sentinel(at, odd):
+    async with serving(answering(b"SENTINEL", SENTINEL, at, odd)) as port:
+        steps = await steps_of(f"redis+sentinel://127.0.0.1:{port}/mymaster", timeout=0.9)
+    assert [step.name for step in steps[:3]] == ["name", "TCP", "Sentinels"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("at", CLUSTER)
+async def test_odd_reply_to_one_question_to_a_node_of_a_cluster(at, odd):
+    async with serving(answering(b"CLUSTER", CLUSTER, at, odd)) as port:
+        steps = await steps_of(f"redis://127.0.0.1:{port}", timeout=0.9)
+    assert "nodes" in [step.name for step in steps]
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "kafka", "kafkas", "kafka://me:hunter2@"])

@@ -6,8 +6,9 @@ the command. Commands that are not in the table are non-idempotent; `register` a
 
 from __future__ import annotations
 
+from .keys import no_keys
 from .registry import SPECS, known_names, lookup, register
-from .spec import CommandSpec, Effect, Route, effect_of
+from .spec import CommandSpec, Effect, Route, effect_of, keys_of
 
 __all__ = [
     "SPECS",
@@ -15,7 +16,9 @@ __all__ = [
     "Effect",
     "Route",
     "effect_of",
+    "keys_of",
     "known_names",
     "lookup",
+    "no_keys",
     "register",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from . import arguments
 from .arguments import flat, token
+from .keys import rule_of
 from .spec import CommandSpec, Effect, Route
 from .table import ROWS
 
@@ -75,6 +76,7 @@ def register(
     route: Route = Route.MULTIPLEXED,
     block: Callable[[Sequence[object]], float | None] | None = None,
     advice: str = "",
+    keys: Callable[[Sequence[object]], Sequence[object]] | None = None,
 ) -> None:
     """Add a command to the table, or override its row for this process.
 
@@ -89,19 +91,14 @@ def register(
         block: Takes the arguments as passed to `execute_command` and returns how many seconds the
             server may delay the reply; None for no limit.
         advice: What to use instead, where a shared client refuses it.
+        keys: Takes the arguments after the name and returns the keys among them, for a cluster; by
+            default the first one, or the keys of the row that is overridden.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: The name is not the name of a command.
     """
-    if not isinstance(name, str):
-        raise TypeError(f'name must be a str such as "MY.ADD", not {type(name).__name__}')
-    if not isinstance(effect, Effect):
-        raise TypeError(f"effect must be one of Effect, such as Effect.READ, not {effect!r}")
-    if not isinstance(route, Route):
-        raise TypeError(f"route must be one of Route, such as Route.MULTIPLEXED, not {route!r}")
-    if block is not None and not callable(block):
-        raise TypeError(f"block must be a function of the call's arguments, not {block!r}")
+    _check_types(name, effect, route, block=block, keys=keys)
     words = name.upper().split()
     if not 1 <= len(words) <= _MOST_WORDS or not name.isascii():
         raise ValueError(f'name must be "COMMAND" or "COMMAND SUBCOMMAND", not {name!r}')
@@ -123,8 +120,22 @@ def register(
             block=block,
             advice=advice or _DEFAULT_ADVICE.get(route, ""),
             reason="registered by the application",
+            keys=keys or rule_of(" ".join(words)),
         )
     )
+
+
+def _check_types(name: object, effect: object, route: object, **functions: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f'name must be a str such as "MY.ADD", not {type(name).__name__}')
+    if not isinstance(effect, Effect):
+        raise TypeError(f"effect must be one of Effect, such as Effect.READ, not {effect!r}")
+    if not isinstance(route, Route):
+        raise TypeError(f"route must be one of Route, such as Route.MULTIPLEXED, not {route!r}")
+    for parameter, function in functions.items():
+        if function is not None and not callable(function):
+            what = f"{parameter} must be a function of the call's arguments"
+            raise TypeError(f"{what}, not {function!r}")
 
 
 def _words(head: object) -> list[bytes]:
@@ -158,6 +169,7 @@ def _unknown(name: str) -> CommandSpec:
         route=Route.MULTIPLEXED,
         effect=Effect.NON_IDEMPOTENT,
         reason="not in the command table: see `resilient_io.redis.commands.register`",
+        keys=rule_of(name),
         known=False,
     )
 
@@ -183,6 +195,7 @@ def _enter_row(row: Row) -> None:
             block=_of_args(row.block, size),
             advice=row.advice or _DEFAULT_ADVICE.get(route, ""),
             reason=row.reason,
+            keys=rule_of(name),
         )
         if row.blocks_if is None:
             _enter(spec)

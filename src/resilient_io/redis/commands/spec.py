@@ -6,8 +6,12 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .keys import first
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .keys import KeyRule
 
 
 class Effect(enum.IntEnum):
@@ -59,7 +63,9 @@ class CommandSpec:
         block: Returns how many seconds the server may delay the reply; None for no limit.
         advice: What to use instead where a shared client refuses it, as a sentence.
         reason: Why, if the row is surprising.
+        keys: Returns the keys among the operands; use `keys_of`.
         known: False for a command that is not in the table.
+        key_at: The index of the only key among the arguments, or 0 if there is no or no only one.
         simple: Whether the hot path can send it as it was passed: multiplexed, and one word.
     """
 
@@ -71,12 +77,20 @@ class CommandSpec:
     block: Callable[[Sequence[object]], float | None] | None = None
     advice: str = ""
     reason: str = ""
+    keys: KeyRule = first
     known: bool = True
+    key_at: int = field(init=False)
     simple: bool = field(init=False)
 
     def __post_init__(self) -> None:
         simple = self.route is Route.MULTIPLEXED and len(self.words) == 1
         object.__setattr__(self, "simple", simple)
+        object.__setattr__(self, "key_at", self.operands_at if self.keys is first else 0)
+
+    @property
+    def operands_at(self) -> int:
+        """The index of the first operand among the arguments."""
+        return 1 + self.name.count(" ") + 1 - len(self.words)
 
 
 def effect_of(spec: CommandSpec, args: Sequence[object]) -> Effect:
@@ -90,3 +104,15 @@ def effect_of(spec: CommandSpec, args: Sequence[object]) -> Effect:
         args: The arguments as passed to `execute_command`, including the name.
     """
     return spec.effect if spec.resolve is None else spec.resolve(args)
+
+
+def keys_of(spec: CommandSpec, args: Sequence[object]) -> Sequence[object]:
+    """Return the keys of a call, in the order of its arguments.
+
+    Never raises: arguments that the server would refuse have no keys.
+
+    Args:
+        spec: The command's row, from `SPECS` or `lookup`.
+        args: The arguments as passed to `execute_command`, including the name.
+    """
+    return spec.keys(args[spec.operands_at :])
