@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("resilient_io.redis")
 
-HOLD = 5.0
-"""Longest time, in seconds, for which calls are held for one attempt to fail over."""
+HOLD = 4.5
+"""Longest time, in seconds, for which calls are held for one attempt to fail over.
+
+If it fails, a call with the default deadline of 5 s can still be sent to the known master.
+"""
 
 
 def log_failover(name: str, record: FailoverRecord) -> None:
@@ -93,7 +96,7 @@ class Failover:
             await self._over.wait()
 
     def begin(self, detail: str) -> None:
-        """Hold calls for at most five seconds: a failover has begun."""
+        """Hold calls for at most 4.5 seconds: a failover has begun."""
         loop = asyncio.get_running_loop()
         if self._began is None:
             self._began, self._held, self._master = loop.time(), 0, ""

@@ -47,6 +47,12 @@ return 0
 _TRACK = _pack(("CLIENT", "TRACKING", "ON", "OPTIN")) + _pack(("CLIENT", "CACHING", "YES"))
 """Makes the server report the next change of the key that the following command reads."""
 
+UNDETERMINED = "its state cannot be determined: the server has not answered, and may be replaced"
+
+_UNDETERMINED_AFTER = 10.0
+"""Seconds without an answer after which a lock without a timeout counts as lost, if another server
+may have taken over: it may not have the lock."""
+
 GONE = "its key was deleted or overwritten, or has expired"
 
 WATCH_AFTER = 0.02
@@ -179,6 +185,8 @@ class WatchedKey:
         self.connection: MultiplexedConnection | None = None
         """The connection over which the server reports the next change, or None."""
         self.asking = False
+        self.confirmed = asyncio.get_running_loop().time()
+        """Loop time at which the server last said who holds it."""
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -261,6 +269,7 @@ class LockKeys:
         key = self._key(hold.key)
         if hold not in key.holds:
             key.holds.append(hold)
+            key.confirmed = asyncio.get_running_loop().time()
             hold.check_expiry()
             key.connection = None  # what it reports is about the time before
             self.look(key)
@@ -301,6 +310,7 @@ class LockKeys:
         connection = None if server is None else server.multiplexer.current
         unusable = server is None or server.multiplexer.bound
         if connection is None or connection.lost is not None or unusable:
+            self._check_confirmed(key)
             self._ask_later(key)
             return
         tracked = self._listen(connection) and _is_decodable(key.name, connection)
@@ -338,6 +348,7 @@ class LockKeys:
             self._set_reporting(connection, reporting=False)  # an old server, a proxy, or an ACL
         elif tracking and not (connection.lost or connection.retired.done()):
             key.connection = connection
+        key.confirmed = sent
         expires = sent + remaining / 1000 if remaining >= 0 else None
         for hold in list(key.holds):
             if value != hold.token:
@@ -347,6 +358,17 @@ class LockKeys:
         if value is None:
             key.wake_next()
         self._ask_later(key, expires)
+
+    def _check_confirmed(self, key: WatchedKey) -> None:
+        """Lose the locks without a timeout whose state has been unknown for too long."""
+        unknown = asyncio.get_running_loop().time() - key.confirmed
+        server = self._server_of(key.name)
+        replaced = server is None or server.multiplexer.target.master is not None
+        if not replaced or unknown < _UNDETERMINED_AFTER:
+            return
+        for hold in list(key.holds):
+            if hold.expires is None:
+                hold.lose(UNDETERMINED)
 
     def _ask_later(self, key: WatchedKey, expires: float | None = None) -> None:
         """Ask, or let a waiter try, after a pause, and at the latest when the key expires."""

@@ -246,9 +246,7 @@ class SentinelAddress:
             raise address
         if address is None:
             raise await self._unknown_name(ask)
-        if isinstance(facts, Exception):
-            raise facts
-        known = _as_dict(facts)
+        known = {} if isinstance(facts, Exception) else _as_dict(facts)  # forbidden, for example
         if self._least_others and int(known.get("num-other-sentinels", 0)) < self._least_others:
             raise MasterNotFoundError("a Sentinel knows too few others")
         replicas = [] if isinstance(listed, Exception) else [_as_dict(each) for each in listed]
@@ -297,7 +295,7 @@ class SentinelAddress:
             if votes[master.address] * 2 > len(self._sentinels):
                 return master
             if known is not None and master.address == known.address:
-                return known  # a minority must not raise the epoch
+                return known
             if (known is not None or len(named) > 1) and await self._is_confirmed(master, known):
                 return master
         if known is not None:
@@ -310,7 +308,11 @@ class SentinelAddress:
         """Return the epoch of an address: the latest, or the latest that a majority knows."""
         epochs = sorted((each.epoch for each in answers if each.address == address), reverse=True)
         majority = len(self._sentinels) // 2
-        return epochs[majority] if len(epochs) > majority else epochs[0]
+        if len(epochs) > majority:
+            return epochs[majority]
+        known = self.known
+        # A minority must not raise the epoch of the known master: it would hide the next one.
+        return known.epoch if known is not None and known.address == address else epochs[0]
 
     def _reset(self, master: KnownMaster) -> bool:
         """Return whether all Sentinels agree on a lower epoch: they were set up again."""

@@ -53,7 +53,7 @@ _CHANNELS = (
 _PING_AFTER = 1.0  # seconds of silence of a Sentinel after which it gets a PING
 _LIVENESS_TIMEOUT = 1.0  # seconds that its answer may take
 _RECONNECT = 0.1  # seconds before the first attempt to subscribe again, at most
-_RECONNECT_CAP = 2.0
+_RECONNECT_CAP = 0.5
 
 _ASK_IN_FAILOVER = 0.25  # seconds between two questions while a failover is in progress
 _ASK_IN_TROUBLE = 1.0  # the same while a subscription is lost, or the master is down
@@ -101,7 +101,8 @@ class SentinelMonitor:
         self._asked = Signal()
         self._heard: set[str] = set()  # Sentinels to which a subscription was tried
         self._lost: dict[str, ConnectionFailure] = {}  # why a Sentinel has no subscription
-        self._flagged = False  # whether a Sentinel was failing over when it was asked last
+        self._undecided = False  # whether the latest answers did not name a master
+        self._flagged: dict[str, bool] = {}  # whether a Sentinel said that it fails over
         self._different: dict[str, float] = {}  # since when a Sentinel names another master
         self._reported = ""
         self._remark = ""
@@ -201,14 +202,16 @@ class SentinelMonitor:
         while True:
             await self._pause()
             self._asked.clear()
+            self._undecided = False
             try:
                 await self._source.ask()
             except (RedisError, OSError) as error:
-                self._health.note("sentinels not usable", detail=str(error))
+                self._undecided = True
+                self._health.note("no master known", detail=str(error))
             answers = [answer for answer in self._source.answers if answer is not None]
             down_after = max((answer.down_after for answer in answers), default=0.0)
             self._failover.expect(down_after + _ELECTION if answers else 0.0)
-            self._check_flags(answers)
+            self._check_flags()
             self._compare()
             self._report()
             self._explain(answers)
@@ -216,7 +219,8 @@ class SentinelMonitor:
 
     async def _pause(self) -> None:
         """Wait until the next question is due."""
-        trouble = self._lost or self._different or self._health.state is State.DOWN
+        down = self._health.state is State.DOWN
+        trouble = self._lost or self._different or self._undecided or down
         pause = _ASK_IN_TROUBLE if trouble else _ASK_SELDOM
         if self._failover.in_progress:
             pause = _ASK_IN_FAILOVER
@@ -226,13 +230,16 @@ class SentinelMonitor:
         except TimeoutError:
             return
 
-    def _check_flags(self, answers: Sequence[Answer]) -> None:
-        """Hold calls if a Sentinel whose events were missed is failing over."""
-        before, self._flagged = self._flagged, False
-        if any("failover_in_progress" in answer.flags for answer in answers):
-            self._flagged = True
+    def _check_flags(self) -> None:
+        """Hold calls if a Sentinel whose events were missed has begun to fail over."""
+        for node, answer in zip(self._nodes, self._source.answers, strict=True):
+            if answer is None:
+                continue
+            flagged = "failover_in_progress" in answer.flags
             # The flag stays for a while after the new master is known.
-            if self._lost and not before and not self._failover.in_progress:
+            began = flagged and not self._flagged.get(node.name, False)
+            self._flagged[node.name] = flagged
+            if began and node.name in self._lost and not self._failover.in_progress:
                 self._failover.begin(_IN_PROGRESS)
 
     def _compare(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _POLL_INTERVAL: Final = 0.01
 _SETTLE_TIMEOUT: Final = 30.0  # seconds
+_FAILOVER_TIMEOUT: Final = 6.0  # seconds after which a planned failover counts as aborted
 
 Address: TypeAlias = tuple[str, int]
 
@@ -174,10 +175,20 @@ class SentinelSetup(Server):
                 await asyncio.sleep(0.1)
 
     async def fail_over(self) -> RedisServer:
-        """Begin a planned failover, wait until it is complete, and return the new master."""
+        """Make a planned failover, wait until it is complete, and return the new master.
+
+        It is begun again if the Sentinels abort it, as they do if their replicas are not ready.
+
+        Raises:
+            TimeoutError: That took longer than 30 s.
+        """
         old = await self.master_address()
-        await self.begin_failover()
-        return await self.until_switched(old)
+        async with asyncio.timeout(_SETTLE_TIMEOUT):
+            while True:
+                await self.begin_failover()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FAILOVER_TIMEOUT):
+                        return await self.until_switched(old)
 
     async def until_switched(self, old: Address) -> RedisServer:
         """Wait until every running Sentinel has another master than `old`, and return it.

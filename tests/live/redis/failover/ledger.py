@@ -99,6 +99,7 @@ class Callers:
         self._watching = [
             loop.create_task(self._watch(sentinel.host, sentinel.port))
             for sentinel in self._setup.sentinels
+            if sentinel.password is None
         ]
         self._tasks = [loop.create_task(self._push(number)) for number in range(self._count)]
         return self

@@ -104,6 +104,21 @@ async def test_lock_holder_is_notified_if_the_new_master_does_not_have_the_lock(
         assert isinstance(await lost, LockLost)
 
 
+async def test_lock_holder_is_notified_if_its_state_cannot_be_determined(
+    quick_setup, follow, monkeypatch
+):
+    """Also the holder of a lock that never expires."""
+    monkeypatch.setattr("resilient_io.redis.lock_keys._UNDETERMINED_AFTER", 0.5)
+    redis = (await follow()).redis
+    lock = redis.lock("lock", timeout=None)
+    assert await lock.acquire()
+    await asyncio.sleep(0.7)
+    assert not lock.lost.done()
+    quick_setup.kill()
+    async with asyncio.timeout(5):
+        assert "cannot be determined" in str(await lock.lost)
+
+
 async def test_calls_that_are_cancelled_in_a_failover_leave_nothing_behind(quick_setup, follow):
     redis, rng = (await follow()).redis, random.Random(7)
     calls = [

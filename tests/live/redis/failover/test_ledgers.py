@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from resilient_io import State
 from resilient_io.testing import SentinelSetup, find_embedded_redis, find_redis
 from tests.live.redis.failover.conftest import Following
 from tests.live.redis.failover.ledger import CALLERS, Callers
@@ -88,11 +89,19 @@ async def test_ten_planned_failovers_in_a_row(setup, client, capsys, slack):
         began = asyncio.get_running_loop().time()
         for _ in range(10):
             await setup.fail_over()
+            await asyncio.sleep(1)  # the replicas follow the new master
         await asyncio.sleep(12)
         audit = await callers.audit()
     report("planned", callers.ledger, audit, began, capsys)
     assert callers.ledger.failed == {}
     assert callers.ledger.longest <= 2.5 + slack()
+
+
+async def until_up(client):
+    """Wait until the client is subscribed to all Sentinels again."""
+    async with asyncio.timeout(10):
+        while client.health.state is not State.UP:  # noqa: ASYNC110 - UP, not only answering
+            await asyncio.sleep(0.01)
 
 
 async def test_failovers_while_sentinels_come_and_go(setup, client, capsys, slack):
@@ -104,6 +113,7 @@ async def test_failovers_while_sentinels_come_and_go(setup, client, capsys, slac
             await setup.fail_over()
             await sentinel.start()
             await setup.until_settled()
+            await until_up(client)
         for sentinel in setup.sentinels:
             sentinel.kill()
         await asyncio.sleep(3)
@@ -111,6 +121,8 @@ async def test_failovers_while_sentinels_come_and_go(setup, client, capsys, slac
         for sentinel in setup.sentinels:
             await sentinel.start()
         await setup.until_settled()
+        await until_up(client)
+        await asyncio.sleep(2)  # the Sentinels know the state of the replicas again
         await setup.fail_over()
         await asyncio.sleep(12)
         audit = await callers.audit()
