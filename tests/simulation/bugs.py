@@ -446,10 +446,12 @@ BUGS: tuple[PlantedBug, ...] = (
         "health",
         "redis/runtime.py",
         """        self.multiplexer.refresh()
+        self.subscriptions.refresh()
         if not self.health.available:
             self.pool.drop_all()
 """,
-        """        if not self.health.available:
+        """        self.subscriptions.refresh()
+        if not self.health.available:
             self.multiplexer.refresh()
             self.pool.drop_all()
 """,
