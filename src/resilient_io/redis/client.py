@@ -13,9 +13,9 @@ from dataclasses import replace
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
+import hiredis
 import redis.asyncio as driver
 import redis.asyncio.client as driver_client
-from hiredis import pack_command
 from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
@@ -94,6 +94,7 @@ _NO_OPTIONS: dict[str, Any] = {}
 
 _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
@@ -347,7 +348,8 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         # The hot path: one shared connection, one row of the command table, one flag.
         multiplexer = self._runtime.multiplexer
         connection = multiplexer.fast
-        spec = SPECS.get(args[0])
+        operation = args[0]
+        spec = SPECS.get(operation)
         if (
             connection is None
             or spec is None
@@ -359,13 +361,13 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
-                self._refuse(args[0])
+                self._refuse(operation)
             return await self._execute(args, options)
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
         try:
-            data = pack_command(args)
+            data = _pack(args)
         except TypeError:
             data = self._packer.pack(spec.words, args)
         if len(data) > LARGE:
@@ -387,7 +389,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             call = self._multiplexed_call(Command(spec, args, options), data, reply)
             return await self._runtime.executor.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
-        callback = _get_callback(self.callback_table, args[0])
+        callback = _get_callback(self.callback_table, operation)
         if callback is None:
             return reply
         reply = callback(reply, **options)

@@ -68,6 +68,8 @@ class ResilientPubSub(driver_client.PubSub):
         ConfigurationError: A limit is not a positive integer.
     """
 
+    encoder: Any  # redis-py's, whose constructor always assigns one
+
     def __init__(
         self,
         client: Any,

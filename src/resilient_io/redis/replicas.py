@@ -389,9 +389,8 @@ def _replicas_in(facts: Mapping[str, str]) -> list[Address]:
     """Return the replicas that a master lists and that are in sync, at their announced address."""
     found = []
     for number in range(int(facts.get("connected_slaves", "0"))):
-        fields = dict(
-            field.partition("=")[::2] for field in facts.get(f"slave{number}", "").split(",")
-        )
+        parts = (part.partition("=") for part in facts.get(f"slave{number}", "").split(","))
+        fields = {name: value for name, _, value in parts}
         if fields.get("state") == "online" and fields.get("ip"):
             found.append((fields["ip"], int(fields["port"])))
     return found

@@ -34,7 +34,7 @@ _CONTAINS_SCRIPT = {"EVAL": 1, "EVAL_RO": 1, "SCRIPT LOAD": -1, "SCRIPT FLUSH": 
 class ScriptBodies:
     """The bodies of scripts by their SHA1 hash, at most 1,000 and 4 MiB: the oldest is dropped."""
 
-    def __init__(self, encode: Callable[[Any], bytes]) -> None:
+    def __init__(self, encode: Callable[[Any], bytes | bytearray | memoryview]) -> None:
         self._encode = encode
         self._bodies: OrderedDict[str, bytes] = OrderedDict()
         self._hashes: OrderedDict[object, str] = OrderedDict()
@@ -52,7 +52,7 @@ class ScriptBodies:
         """Remember a script. Cheap for one that is known already."""
         if not isinstance(script, str | bytes) or script in self._hashes:
             return
-        body = self._encode(script)
+        body = bytes(self._encode(script))
         if len(body) > _MOST_BYTES // 4:
             return
         sha = hashlib.sha1(body).hexdigest()  # noqa: S324 (the name that Redis gives to a script)

@@ -362,10 +362,10 @@ class Subscription:
             opened = SubscriptionConnection(
                 connection, owner=self, lag=lag, interval=owner.health.settings.interval
             )
+            return opened
         finally:
             if opened is None:
                 abort(connection)
-        return opened
 
     def _use(self, connection: SubscriptionConnection) -> asyncio.Future[None]:
         """Subscribe to everything on a new connection. Return a future of its loss."""

@@ -145,7 +145,8 @@ def replica_lags(facts: Mapping[str, str]) -> dict[Address, int]:
     found: dict[Address, int] = {}
     for name, text in facts.items():
         if name.startswith("slave") and name[5:].isdigit():
-            fields = dict(part.partition("=")[::2] for part in text.split(","))
+            parts = (part.partition("=") for part in text.split(","))
+            fields = {key: value for key, _, value in parts}
             port, lag = fields.get("port", ""), fields.get("lag", "")
             if port.isdecimal() and lag.isdecimal():
                 found[fields.get("ip", ""), int(port)] = int(lag)

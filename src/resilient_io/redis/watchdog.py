@@ -53,6 +53,7 @@ class WatchedConnection(Protocol):
 
     def describe_silence(self, seconds: float) -> ConnectionFailure:
         """Return what a silence of so many seconds means."""
+        ...
 
     def close(self, failure: ConnectionFailure) -> None:
         """Close it immediately."""

@@ -226,9 +226,10 @@ class SentinelSetup(Server):
         """Return how much of the replicated data a server has."""
         info = await node.query("INFO", "replication")
         text = info.decode() if isinstance(info, bytes) else ""
-        facts = dict(line.partition(":")[::2] for line in text.splitlines())
+        lines = (line.partition(":") for line in text.splitlines())
+        facts = {name: value for name, _, value in lines}
         name = "slave_repl_offset" if facts.get("role") == "slave" else "master_repl_offset"
-        return int(facts.get(name, 0))
+        return int(facts.get(name, "0"))
 
     async def _is_settled(self) -> bool:
         address = await self.master_address()

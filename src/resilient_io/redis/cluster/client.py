@@ -463,7 +463,7 @@ class ResilientRedisCluster(MultiKeyCommands):
         runtime = member.runtime
         return MultiplexedCall(
             runtime.multiplexer,
-            self.response_callbacks,
+            self.callback_table,
             self._policy,
             command,
             data,

@@ -71,7 +71,7 @@ class DriverNodes(NodesManager):
         """Return where to connect to for redis-py's object."""
         return self._addresses.get(node.name) or (node.host, int(node.port))
 
-    async def aclose(self, _attr: str = "nodes_cache") -> None:
+    async def aclose(self, attr: str = "nodes_cache") -> None:  # noqa: ARG002 (redis-py's signature)
         """Close the connections that redis-py's own methods have opened to nodes, if any."""
         made, self._made, self._default = list(self._made.values()), {}, None
         for node in made:
