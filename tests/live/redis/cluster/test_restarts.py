@@ -6,7 +6,7 @@ import pytest
 
 from resilient_io import State
 from resilient_io.redis import ResilientRedisCluster
-from resilient_io.testing import FaultProxy, RedisServerCluster
+from resilient_io.testing import FaultProxy, RedisClusterNode, RedisServerCluster
 
 from .ledger import Ledger, keys_of_shard
 
@@ -68,12 +68,26 @@ async def test_client_finds_the_nodes_at_other_addresses(cluster):
         assert set(client.node_health) <= {f"127.0.0.1:{port}" for port in cluster.ports}
 
 
+async def replica_of(
+    cluster: RedisServerCluster, node: RedisClusterNode
+) -> RedisClusterNode | None:
+    """Return a replica of a master, which may still be joining; None for a replica."""
+    async with asyncio.timeout(20):
+        while True:
+            shard = next((each for each in await cluster.shards() if each.master is node), None)
+            if shard is None:
+                return None
+            if shard.replicas:
+                return shard.replicas[0]
+            await asyncio.sleep(0.1)
+
+
 async def restart_each(cluster: RedisServerCluster) -> None:
     """Restart every node: a master after its replica has taken over, as an operator does."""
     for node in list(cluster.nodes):
-        shard = next((each for each in await cluster.shards() if each.master is node), None)
-        if shard is not None:
-            await cluster.failover(shard.replicas[0])
+        replica = await replica_of(cluster, node)
+        if replica is not None:
+            await cluster.failover(replica)
             await cluster.wait_until_ok()
         await node.terminate()
         await node.start()

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from resilient_io import State
-from resilient_io.testing import SentinelSetup, find_embedded_redis, find_redis
+from resilient_io.testing import SentinelSetup, find_redis
 from tests.live.redis.failover.conftest import Following
 from tests.live.redis.failover.ledger import CALLERS, Callers
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.soak
 SERVER = "10.77.0.2"
 
 
-@pytest.fixture(params=[find_redis, find_embedded_redis], ids=["redis", "valkey"])
-async def setup(request):
-    async with SentinelSetup(replicas=3, binary=request.param()) as setup:
+@pytest.fixture
+async def setup():
+    async with SentinelSetup(replicas=3, binary=find_redis()) as setup:
         yield setup
 
 
