@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.history import Outcome
-from tests.simulation.plan import ClientSetup, Fault
+from tests.simulation.plan import Call, Caller, ClientSetup, Fault, NetworkSettings, Plan
+from tests.simulation.run import run
 from tests.simulation.test_checks import Story
 
 POOLED = ClientSetup("a", form={"pooled": True})
@@ -141,3 +142,16 @@ def test_a_dropped_client_warns(running, collected, warned, broken):
     story = Story()
     story.event("dropped", client="a~20", running=running, collected=collected, warned=warned)
     assert story.broken == (["a_dropped_client_warns_and_is_collected"] if broken else [])
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(("pause", "noted"), [(0.0, True), (20.0, False)])
+def test_tasks_of_a_temporary_client_are_not_left_by_others(pooled, pause, noted):
+    setup = ClientSetup("a", form={"pooled": True} if pooled else {})
+    temporary = Call(0, "temporary", arguments={"key": 0, "count": 2, "pause": pause})
+    closes = (Call(20, "close"), Call(40, "close", pause=15.0))
+    callers = (Caller(0, "a", (temporary,)), Caller(1, "a", closes))
+    result = run(Plan(1, "mixed", (setup,), callers, (), NetworkSettings()))
+    assert result.violations == []
+    kind = "unused" if pooled else "all closed"
+    assert [each.kind for each in result.history.events].count(kind) == noted

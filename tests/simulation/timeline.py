@@ -344,7 +344,8 @@ def all_lines(history: History, plan: Plan) -> Iterator[Line]:
     time_at = _time_at(history)
     for operation in history.operations:
         yield from _operation_lines(operation, time_at)
-    client = f"client {plan.clients[0].label}" if len(plan.clients) == 1 else "client"
+    labels = {each.label for each in plan.clients} | {each.client for each in history.operations}
+    client = f"client {plan.clients[0].label}" if len(labels) == 1 else "client"
     parsed: dict[int, bytearray] = {}
     for written in history.written:
         parsed.setdefault(written.connection, bytearray()).extend(written.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,11 @@ class Client:
 
 @dataclass(slots=True)
 class World:
-    """Everything in one run. `clients` is by label, and `pool` that of the application."""
+    """Everything in one run. `clients` is by label, and `pool` that of the application.
+
+    Attributes:
+        temporary: When nothing of each client that is not in `clients` is left, by label.
+    """
 
     plan: Plan
     loop: SimulatedLoop
@@ -85,6 +90,7 @@ class World:
     clients: dict[str, Client] = field(default_factory=dict)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     pool: ConnectionPool | None = None
+    temporary: dict[str, float] = field(default_factory=dict)
 
     def start_clients(self) -> None:
         """Construct all clients of the plan. Needs the running loop."""
@@ -156,6 +162,20 @@ class World:
 
     # -- clients that share their connections ------------------------------------------------
 
+    def begin_temporary(self, label: str) -> None:
+        """Note that a client was constructed that shares nothing with the others."""
+        self.temporary[label] = math.inf
+
+    def end_temporary(self, label: str) -> None:
+        """Note that it was dropped. It closes in the background."""
+        self.temporary[label] = self.loop.time() + LONGEST_CLOSE
+
+    @property
+    def only_clients(self) -> bool:
+        """Whether all tasks and connections are those of `clients`, and not of a temporary one."""
+        now = self.loop.time()
+        return all(until <= now for until in self.temporary.values())
+
     def join(self, label: str) -> None:
         """Note that one more client uses the connections."""
         client = self.clients[label]
@@ -171,7 +191,11 @@ class World:
         client = self.clients[label]
         client.users -= 1
         self.history.event(
-            "workload", "left", client=label, users=client.users, connections=self._numbers()
+            "workload",
+            "left",
+            client=label,
+            users=client.users,
+            connections=self._numbers() if self.only_clients else [],
         )
         if not client.users:
             client.unused_since = since = self.loop.time()
@@ -184,9 +208,14 @@ class World:
             return
         self.history.event("workload", change, client=client.setup.label)
         now = self.loop.time()
-        if change == "closed" and all(
-            each.unused_since is not None and each.unused_since + KEPT_UNUSED + LONGEST_CLOSE <= now
-            for each in self.clients.values()
+        if (
+            change == "closed"
+            and self.only_clients
+            and all(
+                each.unused_since is not None
+                and each.unused_since + KEPT_UNUSED + LONGEST_CLOSE <= now
+                for each in self.clients.values()
+            )
         ):
             self.history.event(
                 "workload", "unused", connections=self._numbers(), tasks=client_tasks()

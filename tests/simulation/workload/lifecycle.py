@@ -69,6 +69,8 @@ async def _note_what_is_left(use: Use) -> None:
     if any(client.pooled for client in world.clients.values()):
         return  # their connections are kept
     await asyncio.sleep(0.05)
+    if not world.only_clients:
+        return
     latest = {
         event.facts["client"]: event.kind
         for event in world.history.events

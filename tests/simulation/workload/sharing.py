@@ -163,6 +163,7 @@ async def temporary(use: Use) -> None:
         rng=random.Random(f"{world.plan.seed}/{label}"),
         name=f"redis-{label}",
     )
+    world.begin_temporary(label)
     calls = _calls(use, client, [], label)
     while calls:
         await calls.pop(0)
@@ -176,6 +177,7 @@ async def temporary(use: Use) -> None:
         warnings.showwarning = lambda _message, category, *_: caught.append(category)
         client = None
         _collect(collected)
+    world.end_temporary(label)
     world.history.event(
         "workload",
         "dropped",
