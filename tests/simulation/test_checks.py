@@ -1158,16 +1158,21 @@ def test_degraded_ends_when_refusals_stop(case):
     assert story.broken == (["degraded_ends_when_refusals_stop"] if case == "long" else [])
 
 
-@pytest.mark.parametrize(("seconds", "broken"), [(0.5, False), (6.0, True)])
-def test_an_accepted_write_ends_the_report_of_refused_writes(seconds, broken):
+@pytest.mark.parametrize("case", ["soon", "late", "wrong password", "wrong earlier"])
+def test_an_accepted_write_ends_the_report_of_refused_writes(case):
     story = Story()
+    if case == "wrong earlier":
+        story.refuse("HELLO 3 AUTH default secret", "WRONGPASS invalid password")
+        story.wait(2.0)
     story.state("degraded", "out of memory")
+    if case == "wrong password":
+        story.refuse("HELLO 3 AUTH default secret", "WRONGPASS invalid password")
     story.call(20, "SET r0 t20.0")
     story.call(40, "SET r0 t40.0")
-    story.wait(seconds)
+    story.wait(0.5 if case == "soon" else 6.0)
     story.state("up")
     name = "an_accepted_write_ends_the_report_of_refused_writes"
-    assert story.broken == ([name] if broken else [])
+    assert story.broken == ([name] if case in ("late", "wrong earlier") else [])
 
 
 @pytest.mark.parametrize("case", ["shared", "not shared", "also closed", "not yet used"])

@@ -176,11 +176,15 @@ def degraded_ends_when_refusals_stop(index: Index) -> Iterator[Broken]:
 
 
 def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterator[Broken]:
-    """DEGRADED with refused writes ends soon after the faults, if the server accepts writes."""
+    """DEGRADED with refused writes ends soon after the faults, if the server accepts writes.
+
+    Not if logins were refused, too. That is reported until a new connection logs in, of which
+    writes over the open ones say nothing, and a client tries again only after up to 10 s.
+    """
     refused = _times_of_refusals(index)
     for dependency, periods in _periods(index).items():
         for period in periods:
-            if period.state != "degraded":
+            if period.state != "degraded" or _logins_refused(index, period):
                 continue
             within = [time for time in refused if period.since - 1.0 <= time <= period.until]
             if not within and period.cause not in _REFUSED_WRITES:
@@ -309,6 +313,14 @@ def _times_of_refusals(index: Index) -> list[float]:
 
 _NOT_OF_WRITES = ("ERR unknown command", "EXECABORT ", "NOSCRIPT ")
 """Errors that do not depend on whether the server accepts writes."""
+
+
+def _logins_refused(index: Index, period: _Period) -> bool:
+    return any(
+        period.since - 1.0 <= execution.time <= period.until
+        and execution.reply.text.startswith("WRONGPASS ")
+        for execution in index.errors
+    )
 
 
 def _accepted_after(index: Index, operation: Operation, time: float) -> bool:
