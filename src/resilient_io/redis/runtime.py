@@ -103,6 +103,7 @@ class Runtime:
         self._subscription: Subscription[Dependency] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closes = 0  # how often `aclose` was called
+        self._reopening: list[object] = []  # the calls in `reopen`, in their order
         self._at_close: list[Callable[[], Awaitable[None]]] = []
         self.users = 0
         self._unused_since = 0.0
@@ -240,9 +241,15 @@ class Runtime:
         Raises `RedisClosed` if the client is closed again meanwhile: the later call counts.
         """
         self._leave_closed_loop()
-        closes = self._closes
-        if self._closing is not None:
-            await asyncio.wait([self._closing])
+        closes, place = self._closes, object()
+        self._reopening.append(place)
+        try:
+            if self._closing is not None:
+                await asyncio.wait([self._closing])
+            while self._reopening[0] is not place:  # noqa: ASYNC110 - earlier calls are about to go on
+                await asyncio.sleep(0)
+        finally:
+            self._reopening.remove(place)
         if self._closes != closes:
             raise RedisClosed(
                 "the client was closed again before it was open",
