@@ -73,7 +73,8 @@ async def test_a_batch_of_reads_is_repeated(client, fault_proxy, redis_server, t
     fault_proxy.drop_reply("EXEC" if transaction else "GET", nth=1 if transaction else 2)
     pipe = client.pipeline(transaction=transaction).get("a").get("b").hgetall("none").get("a")
     assert await pipe.execute() == [b"1", b"2", {}, b"1"]
-    assert client.stats().retries == 1
+    # None if the reply was late for so long that the reads moved to the other connection.
+    assert client.stats().retries <= 1
 
 
 @pytest.mark.parametrize("transaction", [True, False])
