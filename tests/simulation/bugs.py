@@ -542,11 +542,10 @@ BUGS: tuple[PlantedBug, ...] = (
         "reopened-during-close",
         "closing",
         "redis/runtime.py",
-        """        if self._closing is not None:
-            await asyncio.wait([self._closing])
-        if self._closes != closes:
-""",
-        "        if self._closes != closes:\n",
+        """            if self._closing is not None:
+                await asyncio.wait([self._closing])
+            while""",
+        "            while",
         "A client that is opened again while it closes has no connections and no probe.",
     ),
     PlantedBug(

@@ -245,6 +245,9 @@ class SentinelSetup(Server):
                 for sentinel in self.sentinels
                 if sentinel.running
             ]
+            if len(facts) == len(self.sentinels):
+                for sentinel in self.sentinels:
+                    await sentinel.query("SENTINEL", "CKQUORUM", self.name)
         except (ServerError, OSError):
             return False
         follows = f"master_port:{address[1]}\r".encode()
