@@ -75,7 +75,7 @@ class Acknowledgements:
         self._replicas = count if self._replicas is None else min(count, self._replicas)
 
     def add_problem(self, detail: str) -> None:
-        """Note that there is no reply to WAIT for a write that was applied."""
+        """Note that the reply to WAIT did not come for a write that was applied."""
         self._problem = self._problem or detail
 
     @property

@@ -120,7 +120,7 @@ class ResilientPubSub(driver_client.PubSub):
         """Send a command, whose replies are read like messages, as with redis-py.
 
         Raises:
-            ResilientIOError: There is no connection; see `resilient_io.redis.errors`.
+            ResilientIOError: No connection could be made; see `resilient_io.redis.errors`.
         """
         name = lookup(args).name
         names = [bytes(self.encoder.encode(each)) for each in args[1:]]
@@ -144,7 +144,7 @@ class ResilientPubSub(driver_client.PubSub):
         """Ensure that there is a connection. Does not wait if it is being replaced.
 
         Raises:
-            ResilientIOError: There is no connection; see `resilient_io.redis.errors`.
+            ResilientIOError: No connection could be made; see `resilient_io.redis.errors`.
         """
         if not self._plain and self._subscription is None:
             subscription = await self._open("pubsub")

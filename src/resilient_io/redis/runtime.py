@@ -431,7 +431,7 @@ def _only(server: LockServer, _key: bytes) -> LockServer:
 
 
 def _do_nothing() -> None:
-    """Ignore that a server does not have a key: there is no other one."""
+    """Ignore that a server does not have a key: all keys are on this one."""
 
 
 async def _nothing_else() -> None:

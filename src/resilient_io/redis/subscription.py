@@ -802,7 +802,7 @@ class SubscriptionCall(Call):
         return Effect.READ
 
     async def attempt(self, limits: Limits) -> object:
-        """Wait for the connection, and send. Return None, or why there is no connection."""
+        """Wait for the connection, and send. Return None, or why none could be made."""
         subscription = self._subscription
         subscription.waiting += 1
         subscription.need()

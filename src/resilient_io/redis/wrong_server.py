@@ -151,7 +151,7 @@ def wrong_database(db: object, detail: str, *, mode: str | None) -> str:
 class HandshakeFacts:
     """What a server says about itself in the handshake, which redis-py reads and drops.
 
-    With RESP2, there is no HELLO, and so nothing is known.
+    With RESP2, HELLO is not sent, and so nothing is known.
 
     Args:
         connection: A connection that is not connected yet.

@@ -211,7 +211,7 @@ class SentinelSetup(Server):
             TimeoutError: That took longer than 30 s.
         """
         async with asyncio.timeout(_SETTLE_TIMEOUT):
-            while not await self._is_settled():  # noqa: ASYNC110 - there is no event for it
+            while not await self._is_settled():  # noqa: ASYNC110 - nothing notifies of it
                 await asyncio.sleep(_POLL_INTERVAL)
             # For up to a second after its link is up, a replica may not get what is written.
             master = self.node(await self.master_address())

@@ -377,7 +377,7 @@ async def cut_during_the_backoff(own, fault_proxy, call):
     """Cut the connection of a bound client while it backs off before it repeats a refused call."""
     answered = asyncio.create_task(call)
     async with asyncio.timeout(5):
-        while not own._runtime.executor.refusals:  # noqa: ASYNC110 - there is no event for it
+        while not own._runtime.executor.refusals:  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0)
     fault_proxy.reset()
     return answered

@@ -26,7 +26,7 @@ class SessionWatch:
 
     Without an answer from the coordinator for a whole session, the group may have assigned the
     partitions to other members: records handled then cannot be committed and are handled twice.
-    There is no doubt before the first confirmation, and so never without a group. `changed` is
+    The doubt cannot begin before the first confirmation, and so never without a group. `changed` is
     called when the doubt begins or ends.
     """
 

@@ -42,7 +42,7 @@ partitions, and one of several brokers may learn of a new topic later than the o
 """
 
 _LONGEST_LOOKUP = 30.0
-"""Seconds after which a topic that does not exist is no longer waited for, without a deadline."""
+"""Longest time, in seconds, to wait for a topic that does not exist, without a deadline."""
 
 _FIRST_PAUSE = 0.02
 _MAX_PAUSE = 0.5

@@ -159,7 +159,7 @@ class Member:
         address: Host and port.
         hot: Its multiplexer, for the hot path: `hot.fast` is None unless everything is well.
         suspected_at: Loop time at which it last failed, or -inf if it has answered since.
-        left: Whether it is no longer a node of the cluster, so it must not be opened again.
+        left: Whether it has left the cluster, so it must not be opened again.
     """
 
     hot: Multiplexer | _Unopened
@@ -294,7 +294,7 @@ class Member:
         self.pool.drop_all()
 
     async def close_when_idle(self) -> None:
-        """Close it after the last reply: it is no longer a node of the cluster."""
+        """Close it after the last reply: it has left the cluster."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LONGEST_FAREWELL
         await asyncio.sleep(_LAST_REPLIES)  # a call may be about to use it

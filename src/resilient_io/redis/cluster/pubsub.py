@@ -117,7 +117,7 @@ class ResilientClusterPubSub(ResilientPubSub, ClusterPubSub):
         """Send a command to any node, or to the nodes of its shard channels.
 
         Raises:
-            ResilientIOError: There is no connection; see `resilient_io.redis.errors`.
+            ResilientIOError: No connection could be made; see `resilient_io.redis.errors`.
         """
         name = lookup(args).name
         names = [bytes(self.encoder.encode(each)) for each in args[1:]]

@@ -65,7 +65,7 @@ class CommandSpec:
         reason: Why, if the row is surprising.
         keys: Returns the keys among the operands; use `keys_of`.
         known: False for a command that is not in the table.
-        key_at: The index of the only key among the arguments, or 0 if there is no or no only one.
+        key_at: The index of the only key among the arguments, or 0 if there is not exactly one.
         simple: Whether the hot path can send it as it was passed: multiplexed, and one word.
     """
 

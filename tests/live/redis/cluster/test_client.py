@@ -272,7 +272,7 @@ async def test_client_that_is_dropped_is_collected_and_closes(shared_redis_clust
         gc.collect()
     assert alive() is None
     async with asyncio.timeout(5):
-        while runtime.running:  # noqa: ASYNC110 (there is no event)
+        while runtime.running:  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
 
 

@@ -15,7 +15,7 @@ from .ledger import Ledger, keys_of_shard
 async def until_taken_over(cluster: RedisServerCluster, slot: int) -> float:
     """Wait until another master has a slot, and return the time."""
     before = (await cluster.shard_of(slot)).master
-    while (await cluster.shard_of(slot)).master is before:  # noqa: ASYNC110 (there is no event)
+    while (await cluster.shard_of(slot)).master is before:  # noqa: ASYNC110 - nothing notifies of it
         await asyncio.sleep(0.02)
     return asyncio.get_running_loop().time()
 

@@ -55,7 +55,7 @@ async def test_node_that_left_finishes_its_calls_and_is_not_opened_again(client)
     assert member.left
     assert await waiting is None
     async with asyncio.timeout(5):
-        while member.runtime.running:  # noqa: ASYNC110 (there is no event)
+        while member.runtime.running:  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
     await member.open()
     assert not member.runtime.running

@@ -11,7 +11,7 @@ from resilient_io.telemetry.readings import Readings
 
 async def until(topology, fact):
     async with asyncio.timeout(10):
-        while not fact(topology()):  # noqa: ASYNC110 - there is no event for it
+        while not fact(topology()):  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.02)
     return topology()
 

@@ -13,7 +13,7 @@ from resilient_io.redis import LockLost
 async def blocked(server, count):
     """Wait until so many clients of a server are blocked."""
     async with asyncio.timeout(5):
-        while b"blocked_clients:%d\r" % count not in await server.query("INFO", "clients"):  # noqa: ASYNC110 - there is no event for it
+        while b"blocked_clients:%d\r" % count not in await server.query("INFO", "clients"):  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
 
 

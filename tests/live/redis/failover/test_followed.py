@@ -72,7 +72,7 @@ async def test_client_can_be_closed_during_a_failover(quick_setup, follow):
     following = await follow()
     await quick_setup.begin_failover()
     async with asyncio.timeout(2):
-        while following.redis.health.cause is not Cause.FAILOVER:  # noqa: ASYNC110 - there is no event for it
+        while following.redis.health.cause is not Cause.FAILOVER:  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.005)
     waiting = asyncio.create_task(following.redis.incr("counter"))
     popping = asyncio.create_task(following.redis.blpop("list", timeout=0))

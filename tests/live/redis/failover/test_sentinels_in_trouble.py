@@ -12,7 +12,7 @@ from tests.live.redis.failover.fakes import FakeSentinel
 
 async def until(condition, *, within=5.0):
     async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110 - there is no event for it
+        while not condition():  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
 
 

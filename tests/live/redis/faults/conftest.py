@@ -142,7 +142,7 @@ async def connect(
         await redis.health.aclose()
     assert loop.time() - began < _SETTLE + slack(), "aclose() took too long"
     until = loop.time() + _SETTLE
-    while loop.time() < until + slack() and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - there is no event for it
+    while loop.time() < until + slack() and (_connections_to(ports) or _ours(before)):  # noqa: ASYNC110 - nothing notifies of it
         await asyncio.sleep(0.005)
     assert not _connections_to(ports)
     assert not _ours(before)

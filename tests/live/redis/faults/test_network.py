@@ -238,7 +238,7 @@ async def test_closing_during_a_suspicion_leaves_no_attempt(network, server, con
     network.cut()
     call = asyncio.create_task(redis.get("key"))
     async with asyncio.timeout(2):
-        while not (checks := _checks()):  # noqa: ASYNC110 - there is no event for it
+        while not (checks := _checks()):  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
     await redis.aclose()
     assert all(check.done() for check in checks)
@@ -254,7 +254,7 @@ async def test_closing_is_cancelled_anywhere_during_a_suspicion(network, server,
         network.cut()
         call = asyncio.create_task(redis.get("key"))
         async with asyncio.timeout(2):
-            while not _checks():  # noqa: ASYNC110 - there is no event for it
+            while not _checks():  # noqa: ASYNC110 - nothing notifies of it
                 await asyncio.sleep(0.01)
         yield redis
         await redis.aclose()

@@ -160,7 +160,7 @@ async def test_the_limit_of_exclusive_connections_is_not_a_failure_of_the_server
     seen = watch(redis)
     first = asyncio.create_task(redis.blpop(["queue"], timeout=30))
     async with asyncio.timeout(5):
-        while b"cmd=blpop" not in await redis_server.query("CLIENT", "LIST"):  # noqa: ASYNC110 - there is no event for it
+        while b"cmd=blpop" not in await redis_server.query("CLIENT", "LIST"):  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
 
     with pytest.raises(Overloaded), deadline(0.3):

@@ -13,7 +13,7 @@ MIB = 1024 * 1024
 async def coming(redis) -> None:
     """Wait until a large reply is arriving: earlier calls may still be sent after it."""
     async with asyncio.timeout(10):
-        while not any(each.busy for each in redis._runtime.multiplexer.connections):  # noqa: ASYNC110 - there is no event for it
+        while not any(each.busy for each in redis._runtime.multiplexer.connections):  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.005)
 
 

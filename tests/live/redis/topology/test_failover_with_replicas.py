@@ -12,7 +12,7 @@ from resilient_io.testing import SentinelSetup
 
 async def _until(condition):
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - there is no event for it
+        while not condition():  # noqa: ASYNC110 - nothing notifies of it
             await asyncio.sleep(0.01)
 
 
