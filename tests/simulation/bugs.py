@@ -541,9 +541,9 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "reopened-during-close",
         "closing",
-        "redis/runtime.py",
-        """            if self._closing is not None:
-                await asyncio.wait([self._closing])
+        "redis/lifetime.py",
+        """            if self.closing is not None:
+                await asyncio.wait([self.closing])
             while""",
         "            while",
         "A client that is opened again while it closes has no connections and no probe.",

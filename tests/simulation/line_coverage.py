@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from .search import Summary
 
 FILES = (
-    *("redis/executor.py", "redis/attempt.py", "redis/connection.py", "redis/watchdog.py"),
+    *(
+        "redis/executor.py",
+        "redis/attempt.py",
+        "redis/connection.py",
+        "redis/watchdog.py",
+        "redis/lifetime.py",
+    ),
     *("redis/connect.py", "redis/multiplexer.py", "redis/pool.py", "redis/pipeline.py"),
     *("redis/probe.py", "redis/runtime.py", "redis/sharing.py", "redis/scripts.py"),
     *("redis/lock.py", "redis/lock_keys.py", "redis/large_replies.py"),
@@ -75,15 +81,15 @@ NOT_SIMULATED = {
         "if durability is not None and any_replicated(",
     ),
     "a second event loop, or one that was closed": (
-        "if self._binding is not None and self._binding.closed:",
-        'self._binding.check("ResilientRedis")',
+        "if self._lifetime.loop_closed:",
+        "self.binding.check(self._client)",
         "if self._loop is None or self._loop.is_closed():",
         "        if self._loop is not None:",
         "def abandon(self)",
         "except RuntimeError:  # no loop runs yet",
     ),
     "a forked process": (
-        "if self._binding is not None and self._binding.forked:",
+        "if self._lifetime.forked:",
         "def note_fork(self)",
         "def disown(self)",
     ),

@@ -9,16 +9,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from resilient_io.binding import LoopBinding, notify_on_fork
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.binding import notify_on_fork
 from resilient_io.health import Cause
 from resilient_io.retry import RetryBudget
 
 from .attempt import Packer, Server
 from .credentials import follow_credentials
-from .errors import ConnectionFailure, RedisClosed
+from .errors import ConnectionFailure
 from .executor import Executor
 from .failover import Failover
+from .lifetime import Lifetime
 from .lock_keys import LockKeys, LockServer
 from .master_search import MasterSearch
 from .multiplexer import Multiplexer
@@ -97,13 +97,10 @@ class Runtime:
         self.packer = Packer(template.get_encoder())  # type: ignore[no-untyped-call]
         self.session = SessionSettings(target.client_name)
         self.rng = rng
-        self._binding: LoopBinding | None = None
+        self._lifetime = Lifetime("ResilientRedis", health.name)
         self._probe: RedisProbe | None = None
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Dependency] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._closes = 0  # how often `aclose` was called
-        self._reopening: list[object] = []  # the calls in `reopen`, in their order
         self._at_close: list[Callable[[], Awaitable[None]]] = []
         self.users = 0
         self._unused_since = 0.0
@@ -195,29 +192,19 @@ class Runtime:
     @property
     def running(self) -> bool:
         """Whether it was started, in a loop that is still open, and not closed since."""
-        binding = self._binding
-        return binding is not None and not (binding.closed or binding.forked)
+        return self._lifetime.running
 
     @property
     def usable_here(self) -> bool:
         """Whether it is not in use in another running event loop or process."""
-        binding = self._binding
-        if binding is None or binding.closed:
-            return True
-        try:
-            return binding.loop is asyncio.get_running_loop()
-        except RuntimeError:  # no loop runs yet
-            return not binding.forked
+        return self._lifetime.usable_here
 
     def start(self) -> None:
         """Start in the running loop, unless started. Never waits for the server."""
-        binding = self._binding
-        if binding is not None and binding.loop is asyncio.get_running_loop():
+        if self._lifetime.here:
             return
         self._leave_closed_loop()
-        if self._binding is not None:
-            self._binding.check("ResilientRedis")
-        self._binding = LoopBinding()
+        self._lifetime.begin()
         self._checks_use = False
         self.multiplexer.start()
         follow_credentials(self._template, self.subscriptions)
@@ -241,28 +228,14 @@ class Runtime:
         Raises `RedisClosed` if the client is closed again meanwhile: the later call counts.
         """
         self._leave_closed_loop()
-        closes, place = self._closes, object()
-        self._reopening.append(place)
-        try:
-            if self._closing is not None:
-                await asyncio.wait([self._closing])
-            while self._reopening[0] is not place:  # noqa: ASYNC110 - earlier calls are about to go on
-                await asyncio.sleep(0)
-        finally:
-            self._reopening.remove(place)
-        if self._closes != closes:
-            raise RedisClosed(
-                "the client was closed again before it was open",
-                dependency=self.health.name,
-                operation="initialize",
-            )
+        await self._lifetime.until_closed()
         if self.executor.closed:
             self._build(self.multiplexer.unfenced)
 
     def _leave_closed_loop(self) -> None:
         """Forget what belongs to a closed loop: none of it can be ended any more."""
-        if self._binding is not None and self._binding.closed:
-            self._binding = self._closing = None
+        if self._lifetime.loop_closed:
+            self._lifetime.end()
             self._build(self.multiplexer.unfenced)
 
     def _health_changed(self, _dependency: Dependency) -> None:
@@ -307,7 +280,8 @@ class Runtime:
 
     def liveness_failure(self) -> str | None:
         """Return why only a new process helps, or None, also while the client does not run."""
-        if self._binding is None or self._binding.closed or self._closing is not None:
+        lifetime = self._lifetime
+        if lifetime.binding is None or lifetime.loop_closed or lifetime.closing is not None:
             return None
         failure = self.multiplexer.liveness_failure() or self.subscriptions.liveness_failure()
         if failure is None and self._monitor is not None:
@@ -326,21 +300,17 @@ class Runtime:
             closing.result()
 
     def _begin_close(self, also: Callable[[], Awaitable[None]]) -> asyncio.Task[None] | None:
-        self._closes += 1
+        self._lifetime.note_close()
         self.executor.close()
         self.pool.close()
         self.locks.close()
-        if self._binding is not None and self._binding.forked:
+        if self._lifetime.forked:
             return None  # the sockets belong to the parent process
         self._reports.close()
         self.subscriptions.close()
         self.multiplexer.close()
         self._at_close.append(also)
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(
-                self._close(), name="resilient-io redis close", context=context_without_deadline()
-            )
-        return self._closing
+        return self._lifetime.closing or self._lifetime.close_with(self._close(), "redis close")
 
     async def _close(self) -> None:
         if self._use_check is not None:
@@ -366,11 +336,11 @@ class Runtime:
         while self._at_close:
             await self._at_close.pop()()
         self._probe = self._attachment = self._subscription = None
-        self._binding = self._closing = None
+        self._lifetime.end()
 
     def note_fork(self) -> None:
         """Accept no more calls in a forked process: the parent uses the connections."""
-        if self._binding is not None:
+        if self._lifetime.binding is not None:
             self.multiplexer.disown()
             self.subscriptions.disown()
 
@@ -404,13 +374,13 @@ class Runtime:
 
     async def close_with_pool(self) -> None:
         """Close with the pool, unless the client does both or they are in use in another loop."""
-        if self._closing is None and self.running and self.usable_here:
+        if self._lifetime.closing is None and self.running and self.usable_here:
             await self.aclose(_nothing_else)
 
     def _close_if_unused(self) -> None:
         due = self._unused_since + _KEPT_UNUSED
         self._checks_use = False
-        if self.users or not self.running or self._closing is not None:
+        if self.users or not self.running or self._lifetime.closing is not None:
             return
         if self.multiplexer.time() >= due:
             self._begin_close(_nothing_else)
@@ -419,7 +389,8 @@ class Runtime:
             self._use_check = asyncio.get_running_loop().call_at(due, self._close_if_unused)
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
-        loop = self._binding.loop if self._binding is not None else None
+        binding = self._lifetime.binding
+        loop = binding.loop if binding is not None else None
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it was closed meanwhile
                 loop.call_soon_threadsafe(callback, context=Context())

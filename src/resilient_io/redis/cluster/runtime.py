@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from redis.crc import key_slot
 
-from resilient_io.binding import LoopBinding, notify_on_fork
-from resilient_io.deadlines import context_without_deadline
+from resilient_io.binding import notify_on_fork
 from resilient_io.health import Cause
 from resilient_io.retry import RetryBudget
 
 from ..errors import RedisClosed
 from ..executor import Executor
 from ..failover import Failover
+from ..lifetime import Lifetime
 from ..lock_keys import LockKeys, LockServer
 from .health import ClusterHealth
 from .nodes import NodeSettings
@@ -108,9 +108,7 @@ class ClusterRuntime:
         self._cluster_health = ClusterHealth(health, self.router, down_share=down_share)
         self.subscribers: list[ClusterSubscriber] = []
         """Those that have not ended."""
-        self._binding: LoopBinding | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._closes = 0  # how often `aclose` was called
+        self._lifetime = Lifetime("ResilientRedisCluster", health.name)
         self._build()
         notify_on_fork(self.note_fork)
 
@@ -157,18 +155,14 @@ class ClusterRuntime:
     @property
     def running(self) -> bool:
         """Whether it was started, in a loop that is still open, and not closed since."""
-        binding = self._binding
-        return binding is not None and not (binding.closed or binding.forked)
+        return self._lifetime.running
 
     def start(self) -> None:
         """Start in the running loop, unless started. Never waits for a server."""
-        binding = self._binding
-        if binding is not None and binding.loop is asyncio.get_running_loop():
+        if self._lifetime.here:
             return
         self._leave_closed_loop()
-        if self._binding is not None:
-            self._binding.check("ResilientRedisCluster")
-        self._binding = LoopBinding()
+        self._lifetime.begin()
         self.router.start()
         if self._lag is not None:
             self._lag.start()
@@ -180,22 +174,14 @@ class ClusterRuntime:
         Raises `RedisClosed` if the client is closed again meanwhile: the later call counts.
         """
         self._leave_closed_loop()
-        closes = self._closes
-        if self._closing is not None:
-            await asyncio.wait([self._closing])
-        if self._closes != closes:
-            raise RedisClosed(
-                "the client was closed again before it was open",
-                dependency=self.health.name,
-                operation="initialize",
-            )
+        await self._lifetime.until_closed()
         if self.executor.closed:
             self._build()
 
     def _leave_closed_loop(self) -> None:
         """Forget what belongs to a closed loop: none of it can be ended any more."""
-        if self._binding is not None and self._binding.closed:
-            self._binding = self._closing = None
+        if self._lifetime.loop_closed:
+            self._lifetime.end()
             self.router.forget_loop()
             if self._lag is not None:
                 self._lag.forget_loop()
@@ -217,7 +203,7 @@ class ClusterRuntime:
 
     def liveness_failure(self) -> str | None:
         """Return why only a new process helps, or None, also while the client does not run."""
-        if not self.running or self._closing is not None:
+        if not self.running or self._lifetime.closing is not None:
             return None
         lag = None if self._lag is None else self._lag.failure()
         return lag if lag is not None else self.router.liveness_failure()
@@ -234,22 +220,17 @@ class ClusterRuntime:
             closing.result()
 
     def _begin_close(self) -> asyncio.Task[None] | None:
-        self._closes += 1
+        self._lifetime.note_close()
         self.executor.close()
         self.locks.close()
-        if self._binding is None or self._binding.forked:
+        if self._lifetime.binding is None or self._lifetime.forked:
             return None  # not started, or the sockets belong to the parent process
         for subscriber in list(self.subscribers):
             subscriber.close(self._no_subscriber("the client was closed"))
         self.subscribers.clear()
         self.router.close()
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(
-                self._close(),
-                name="resilient-io redis cluster close",
-                context=context_without_deadline(),
-            )
-        return self._closing
+        lifetime = self._lifetime
+        return lifetime.closing or lifetime.close_with(self._close(), "redis cluster close")
 
     async def _close(self) -> None:
         await self._cluster_health.aclose()
@@ -259,18 +240,19 @@ class ClusterRuntime:
         await self.router.aclose()
         await self.health.release()
         await self._also_close()
-        self._binding = self._closing = None
+        self._lifetime.end()
 
     def close_later(self) -> None:
         """Close in the background: the client was collected. May be called in any thread."""
-        loop = self._binding.loop if self._binding is not None else None
+        binding = self._lifetime.binding
+        loop = binding.loop if binding is not None else None
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it was closed meanwhile
                 loop.call_soon_threadsafe(self._begin_close, context=Context())
 
     def note_fork(self) -> None:
         """Accept no more calls in a forked process: the parent uses the connections."""
-        if self._binding is not None:
+        if self._lifetime.binding is not None:
             self.router.close()
             for subscriber in self.subscribers:
                 subscriber.disown(self._no_subscriber("the process was forked"))
