@@ -12,7 +12,6 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +21,8 @@ from demo.ledgers import WriteLedger
 from demo.redis_part import OurClient, Run, Script, workload
 from demo.timeline import Fault, Outcome
 from resilient_io.testing import RedisServer
+from tests.live.demo_report import ROOT, processes_of, row
 
-ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "demo"]
 TINY = Script(
     faults=(Fault(what="killed", before=0.2, lasts=0.1, after=0.3),),
@@ -37,22 +36,6 @@ RUN_TINY = (
     f"redis_part.QUICK = {TINY!r}\n"
     "sys.exit(command.main(['--quick', '--only', 'redis']))\n"
 )
-
-
-def row(output, label):
-    """Return the two numbers of a line of the report."""
-    found = re.search(rf"^ *{re.escape(label)} +([\d,]+) +([\d,]+)$", output, re.MULTILINE)
-    assert found, f"no line {label!r} in:\n{output}"
-    return [int(number.replace(",", "")) for number in found.groups()]
-
-
-def processes_of(folder):
-    """Return the command lines of living processes that name a folder."""
-    lines = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            lines.append(entry.read_bytes().replace(b"\0", b" ").decode())
-    return [line for line in lines if str(folder) in line]
 
 
 def test_demo_prints_plain_lines_without_a_terminal_and_balances(tmp_path):

@@ -1,10 +1,8 @@
 """The demo of both Redis clients in a Sentinel failover; its ledger can fail."""
 
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +10,8 @@ from demo import __main__ as command
 from demo import failover_part
 from demo.ledgers import WriteLedger
 from demo.timeline import Fault
+from tests.live.demo_report import ROOT, row
 
-ROOT = Path(__file__).parents[2]
 TINY = (Fault(what="failover", before=0.1, lasts=0.0, after=0.3),)
 RUN_TINY = (
     "import sys\n"
@@ -22,13 +20,6 @@ RUN_TINY = (
     f"failover_part.QUICK = {TINY!r}\n"
     "sys.exit(command.main(['--quick', '--only', 'failover']))\n"
 )
-
-
-def row(output, label):
-    """Return the two numbers of a line of the report."""
-    found = re.search(rf"^ *{re.escape(label)} +([\d,]+) +([\d,]+)$", output, re.MULTILINE)
-    assert found, f"no line {label!r} in:\n{output}"
-    return [int(number.replace(",", "")) for number in found.groups()]
 
 
 def test_failover_loses_nothing_and_leaves_nothing(tmp_path):

@@ -12,7 +12,6 @@ import sys
 import termios
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,8 @@ from demo import service_part
 from demo.ledgers import Calls, OrderLedger, Stores
 from demo.timeline import Fault, Outcome
 from resilient_io.testing import NoServerError, find_embedded_kafka
+from tests.live.demo_report import ROOT, processes_of
 
-ROOT = Path(__file__).parents[2]
 TINY = (
     Fault(server="redis", what="killed", before=0.1, lasts=0.2, after=0.2),
     Fault(server="kafka", what="cut off", before=0.0, lasts=0.1, after=0.2),
@@ -43,15 +42,6 @@ def row(output, label):
     found = re.search(rf"^ *{re.escape(label)} +([\d,]+)$", output, re.MULTILINE)
     assert found, f"no line {label!r} in:\n{output}"
     return int(found[1].replace(",", ""))
-
-
-def processes_of(folder):
-    """Return the command lines of living processes that name a folder."""
-    lines = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            lines.append(entry.read_bytes().replace(b"\0", b" ").decode())
-    return [line for line in lines if str(folder) in line]
 
 
 # `shared_kafka` skips the test, or fails, without Apache Kafka.

@@ -7,6 +7,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
+
 from resilient_io.errors import ConfigurationError, ResilientIOError
 from resilient_io.kafka import (
     DeadLetterFilter,
@@ -141,7 +143,7 @@ async def _run(work: Awaitable[None], interruption: Interruption) -> int:
 
     try:
         return INTERRUPTED if await interruption.before(waiting()) else 0
-    except ResilientIOError as error:
+    except (ResilientIOError, KafkaError) as error:
         if isinstance(error, ConfigurationError):
             raise
         complain("dlq", "; ".join([str(error), *getattr(error, "__notes__", ())]))

@@ -19,6 +19,7 @@ from resilient_io.validation import check_count, check_name, check_seconds
 
 from .consumer import ConsumerSettings, ResilientKafkaConsumer
 from .consumer.commit_metadata import decode_metadata
+from .errors import KafkaDeadlineExceeded
 from .processing import FAILURE_HEADERS, ORIGIN_HEADERS
 from .producer import ResilientKafkaProducer
 
@@ -349,9 +350,17 @@ class _Reader:
         await self._find_topic()
         fetcher = consumer._started().fetcher
         waiting: dict[TopicPartition, list[Record]] = {}
-        async with asyncio.timeout(_JOIN_TIMEOUT):
-            while not consumer.assignment():
-                waiting |= await fetcher.fetch(_CHUNK, _WAIT)
+        try:
+            async with asyncio.timeout(_JOIN_TIMEOUT):
+                while not consumer.assignment():
+                    waiting |= await fetcher.fetch(_CHUNK, _WAIT)
+        except TimeoutError:
+            raise KafkaDeadlineExceeded(
+                f"no partition of {self._topic!r} was assigned within {_JOIN_TIMEOUT:g} s",
+                dependency=consumer.health.name,
+                operation="read dead letters",
+                elapsed=_JOIN_TIMEOUT,
+            ) from None
         partitions = list(consumer.assignment())
         ends = await consumer.end_offsets(partitions)
         while waiting or not await self._ended(ends):

@@ -9,6 +9,7 @@ import functools
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import redis.asyncio as driver
@@ -280,6 +281,7 @@ class ResilientRedisCluster(MultiKeyCommands):
             or get_ident() != multiplexer.thread
             or not multiplexer.is_running()
             or (options and ("target_nodes" in options or NEVER_DECODE in options))
+            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
         ):
             return await self._execute(args, options)
         limit = current_deadline()

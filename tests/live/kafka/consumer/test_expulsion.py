@@ -33,6 +33,10 @@ class Account:
         self.begun.append((now, int(record.value), self.consumer.stats().rebalances))
         await asyncio.sleep(0.0 if self.hurry else 0.01)
 
+    async def take_all(self):
+        async for record in self.consumer:
+            await self.take(record)
+
     async def until(self, fact, task):
         async with asyncio.timeout(SOON):
             while not fact():
@@ -79,12 +83,7 @@ async def test_no_record_is_delivered_to_an_expelled_member(
     await produce(proxied_kafka, name, range(RECORDS), keys=50, partitions=1)
     async with consumer_of(kafka_proxy, name, **OPTIONS) as consumer:
         account = Account(consumer)
-
-        async def iterate():
-            async for record in consumer:
-                await account.take(record)
-
-        iterating = asyncio.create_task(iterate())
+        iterating = asyncio.create_task(account.take_all())
         await account.survive(kafka_proxy, iterating)
     await iterating
 
@@ -113,12 +112,8 @@ async def test_nothing_is_delivered_after_the_process_was_stopped_for_a_session(
     await produce(shared_kafka, name, range(RECORDS), keys=50, partitions=1)
     async with consumer_of(shared_kafka, name, **OPTIONS) as consumer:
         account = Account(consumer)
-
-        async def iterate():
-            async for record in consumer:
-                await account.take(record)
-
-        work = consumer.run(account.take, concurrency=8) if way == "run" else iterate()
+        running = way == "run"
+        work = consumer.run(account.take, concurrency=8) if running else account.take_all()
         task = asyncio.create_task(work)
         await stop_the_process(account, task)
     await task
