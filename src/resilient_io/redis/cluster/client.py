@@ -12,8 +12,8 @@ from asyncio import CancelledError
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+import hiredis
 import redis.asyncio as driver
-from hiredis import pack_command
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
 _NO_OPTIONS: dict[str, Any] = {}
 
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
@@ -264,7 +265,8 @@ class ResilientRedisCluster(MultiKeyCommands):
             redis.exceptions.RedisError: The server refused the command.
         """
         # The hot path: one slot, one node, one shared connection, one row of the command table.
-        spec = SPECS.get(args[0])
+        operation = args[0]
+        spec = SPECS.get(operation)
         if spec is None or not spec.simple or not spec.key_at or not self._hot:
             return await self._execute(args, options)
         try:
@@ -288,7 +290,7 @@ class ResilientRedisCluster(MultiKeyCommands):
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
         try:
-            data = pack_command(args)
+            data = _pack(args)
         except TypeError:
             data = self._packer.pack(spec.words, args)
         if len(data) > LARGE:
@@ -310,7 +312,7 @@ class ResilientRedisCluster(MultiKeyCommands):
             first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
             call = self._cluster_call(command, data, slot=slot, member=member, first=first)
             return await self._runtime.executor.run(call, self._policy, started=started)
-        callback = _get_callback(self.response_callbacks, args[0])
+        callback = _get_callback(self.response_callbacks, operation)
         if callback is None:
             return reply
         reply = callback(reply, **options)
