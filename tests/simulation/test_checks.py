@@ -1158,13 +1158,20 @@ def test_degraded_ends_when_refusals_stop(case):
     assert story.broken == (["degraded_ends_when_refusals_stop"] if case == "long" else [])
 
 
-@pytest.mark.parametrize("case", ["soon", "late", "wrong password", "wrong earlier"])
+@pytest.mark.parametrize(
+    "case", ["soon", "late", "wrong password", "wrong earlier", "hung lookup", "hung long ago"]
+)
 def test_an_accepted_write_ends_the_report_of_refused_writes(case):
     story = Story()
     if case == "wrong earlier":
         story.refuse("HELLO 3 AUTH default secret", "WRONGPASS invalid password")
         story.wait(2.0)
     story.state("degraded", "out of memory")
+    if case.startswith("hung"):
+        story.event("fault", number=0, fault="lookup hangs", lasts=0.1)
+        story.wait(0.1)
+        story.event("fault ended", number=0, fault="lookup hangs")
+        story.wait(6.0 if case == "hung long ago" else 0.0)
     if case == "wrong password":
         story.refuse("HELLO 3 AUTH default secret", "WRONGPASS invalid password")
     story.call(20, "SET r0 t20.0")
@@ -1172,7 +1179,7 @@ def test_an_accepted_write_ends_the_report_of_refused_writes(case):
     story.wait(0.5 if case == "soon" else 6.0)
     story.state("up")
     name = "an_accepted_write_ends_the_report_of_refused_writes"
-    assert story.broken == ([name] if case in ("late", "wrong earlier") else [])
+    assert story.broken == ([name] if case in ("late", "wrong earlier", "hung long ago") else [])
 
 
 @pytest.mark.parametrize("case", ["shared", "not shared", "also closed", "not yet used"])
