@@ -78,10 +78,16 @@ def test_a_holder_may_learn_later_of_a_deletion_when_something_fails():
     assert story.broken == []
 
 
-@pytest.mark.parametrize(("seconds", "broken"), [(10.1, False), (10.6, True)])
-def test_a_holder_knows_its_timeout(seconds, broken):
+@pytest.mark.parametrize(
+    ("seconds", "closed", "broken"),
+    [(10.1, False, False), (10.6, False, True), (10.6, True, False)],
+)
+def test_a_holder_knows_its_timeout(seconds, closed, broken):
     story = Story()
     _taken(story)
+    if closed:
+        for event in ("closing", "closed", "opened"):
+            story.event(event, client="a")
     _held(story, seconds)
     name = "a_holder_does_not_outlast_the_timeout_of_its_lock"
     assert story.broken == ([name] if broken else [])

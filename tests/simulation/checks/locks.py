@@ -285,7 +285,11 @@ def a_holder_learns_of_the_loss_of_its_lock(index: Index) -> Iterator[Broken]:
 
 
 def a_holder_does_not_outlast_the_timeout_of_its_lock(index: Index) -> Iterator[Broken]:
-    """A watched lock is reported lost when its timeout has passed, whatever fails."""
+    """A watched lock is reported lost when its timeout has passed, whatever fails.
+
+    Not if its client was closed meanwhile, also if it was opened again: it does not watch the lock
+    any more.
+    """
     if index.data_lost:
         return
     all_takings = takings(index)
@@ -296,7 +300,8 @@ def a_holder_does_not_outlast_the_timeout_of_its_lock(index: Index) -> Iterator[
         expires = Expiry(index, holding, mine).at(holding.ended_at)
         limit = max(expires, holding.watched) + _LATE_TIMER
         until = min(holding.watched_until, holding.ended)
-        if until < math.inf and until > limit + index.stalled(expires, until):
+        late = until < math.inf and until > limit + index.stalled(expires, until)
+        if late and not _closing(index, holding, limit):
             yield Broken(
                 f"{holding.name.decode()} had expired {until - expires:.3f} s before its holder "
                 f"stopped",
