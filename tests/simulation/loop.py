@@ -276,38 +276,41 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Run iterations until the loop is stopped, which is faster than one per call."""
         ready, timers, outside = self._ready, self._scheduled, self._outside
-        random, take, make_ready = self._random.random, ready.popleft, ready.append
-        stall, stall_range = self._stall, self._stall_range
+        results = self.poll_results
+        random, take, make_ready, pop = self._random.random, ready.popleft, ready.append, heappop
+        stall, shortest, variation = self._stall, SHORTEST_ITERATION, ITERATION_RANGE
         self._polling = False  # an error in a poll has ended the loop
         while True:
             if self._escape is not None:
                 raise self._escape
             while timers and timers[0].call is None:
-                heappop(timers)
-            cost = SHORTEST_ITERATION + random() * ITERATION_RANGE
-            if random() < stall:
-                cost += SHORTEST_STALL * exp(random() * stall_range)
+                pop(timers)
+            cost = shortest + random() * variation
+            stalls = random() < stall
+            if stalls:
+                cost += SHORTEST_STALL * exp(random() * self._stall_range)
             # The poll.
             self.steps += 1
-            if not (ready or self.poll_results or self._stopping):
-                self._wait(timers[0] - self.now if timers else None)
+            if not ready and not results and not self._stopping:
+                self._wait(timers[0] if timers else None)
+                stalls = stalls or self._blocked > 0.0
             until = self.now + cost
-            if cost >= NOTED_STALL or self._blocked or (outside and outside[0][0] <= until):
+            if stalls or (outside and outside[0][0] <= until):
                 self._pass(cost)
             else:
                 self.now = until  # nothing happens meanwhile
             if self.steps > self.max_steps:
                 self._check_steps()
-            results = self.poll_results
             if results:
-                self.poll_results = []
                 if len(results) > 1:
                     self._shuffle(results)
                 ready.extend(results)
-            # As in asyncio, a timer is due if its time is closer than the resolution of the clock.
-            due = self.now + CLOCK_RESOLUTION
-            while timers and timers[0] < due:
-                make_ready(heappop(timers))
+                results.clear()
+            if timers:
+                # As in asyncio, a timer is due if its time is closer than the clock's resolution.
+                due = self.now + CLOCK_RESOLUTION
+                while timers and timers[0] < due:
+                    make_ready(pop(timers))
             # What became ready by now, and not what these callbacks make ready.
             for _ in range(len(ready)):
                 handle = take()
@@ -327,20 +330,23 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if self._stopping:
                 return
 
-    def _wait(self, timeout: float | None) -> None:
-        """Wait until something is ready, or for `timeout` seconds."""
-        if timeout is None:
+    def _wait(self, timer: float | None) -> None:
+        """Wait until something is ready, or until a timer is due."""
+        outside, results, pop = self._outside, self.poll_results, heappop
+        if timer is None:
             until = inf
-        elif timeout <= 0.0:
-            return
         else:
+            timeout = timer - self.now
+            if timeout <= 0.0:
+                return
             # epoll waits for whole milliseconds, rounded up.
-            until = self.now - min(timeout, LONGEST_WAIT) * -1000 // 1 / 1000
-        outside, results = self._outside, self.poll_results
+            if timeout > LONGEST_WAIT:
+                timeout = LONGEST_WAIT
+            until = self.now - timeout * -1000 // 1 / 1000
         steps, most = self.steps, self.max_steps
         self._polling = True
         while outside and outside[0][0] <= until:
-            self.now, _, callback, args = heappop(outside)
+            self.now, _, callback, args = pop(outside)
             callback(*args)
             steps += 1
             if results or self._blocked or steps > most:
@@ -349,7 +355,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 return
         self._polling = False
         self.steps = steps
-        if timeout is None:
+        if timer is None:
             raise NothingWillHappen(
                 f"no timer, packet or fault is due; these tasks wait: {self._describe_tasks()}"
             )

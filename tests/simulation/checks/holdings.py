@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.history import Outcome
 
+from .index import once
+
 if TYPE_CHECKING:
     from tests.simulation.history import Execution, Operation
 
@@ -71,6 +73,7 @@ class Holding:
         return bool(self.operation.facts.get("renew"))
 
 
+@once
 def takings(index: Index) -> dict[bytes, list[Taking]]:
     """Return the executions that took a lock, by its key."""
     names = {
@@ -91,6 +94,7 @@ def takings(index: Index) -> dict[bytes, list[Taking]]:
     return found
 
 
+@once
 def removals(index: Index) -> dict[bytes, list[tuple[int, float]]]:
     """Return when the key of each lock was deleted or expired: numbers and times, in order."""
     found: dict[bytes, list[tuple[int, float]]] = {}
@@ -115,6 +119,7 @@ def removed_between(times: list[tuple[int, float]], first: float, last: float) -
     return any(first < at < last for at, _ in times)
 
 
+@once
 def holdings(index: Index) -> list[Holding]:
     """Return the periods in which callers held locks, in the order of their operations."""
     following: dict[str, dict[str, Operation]] = {"hold": {}, "release": {}}
@@ -205,6 +210,7 @@ def _last(index: Index) -> int:
     return executions[-1].at + 1 if executions else 0
 
 
+@once
 def acquired(index: Index) -> list[Operation]:
     """Return the operations that returned with a lock."""
     return [
