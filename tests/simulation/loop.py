@@ -17,12 +17,14 @@ from heapq import heappop, heappush
 from math import exp, inf, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import ref
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Coroutine
     from contextvars import Context
     from random import Random
+    from weakref import ReferenceType
 
     from .network import Network
 
@@ -175,6 +177,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         max_steps: The largest number of them.
         numbers: Gives the hashes of tasks and futures.
         poll_results: What runs after this poll, in a seeded order.
+        outside, order: The events outside our process as a heap, and their numbers.
         now: The virtual time in seconds.
         io_context: The context of I/O events without one of their own.
     """
@@ -183,8 +186,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     __slots__ = (
         "_blocked",
         "_escape",
-        "_order",
-        "_outside",
         "_polling",
         "_random",
         "create_future",
@@ -194,6 +195,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         "note_stall",
         "now",
         "numbers",
+        "order",
+        "outside",
         "poll_results",
         "steps",
     )
@@ -212,12 +215,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._random = random
         self._stall = stall
         self._stall_range = log(max(stall_longest, SHORTEST_STALL) / SHORTEST_STALL)
-        self._outside: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
-        self._order = itertools.count()
+        self.outside: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
+        self.order = itertools.count()
         self.numbers = itertools.count(1)
         # Without a frame of Python.
         self.create_future = functools.partial(SimulatedFuture, loop=self)
         self._task_names = itertools.count(1)
+        self._tasks: list[ReferenceType[SimulatedTask]] = []
         self._polling = False
         self._blocked = 0.0
         self._escape: SimulationEscape | None = None
@@ -260,7 +264,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Do what `at` does, for an event that is never cancelled. It is faster."""
         if when < self.now:  # noqa: PLR1730 (faster than `max`)
             when = self.now
-        heappush(self._outside, (when, next(self._order), callback, args))
+        heappush(self.outside, (when, next(self.order), callback, args))
 
     def block(self, seconds: float) -> None:
         """Stall our process: time passes, and nothing of it runs."""
@@ -275,7 +279,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run iterations until the loop is stopped, which is faster than one per call."""
-        ready, timers, outside = self._ready, self._scheduled, self._outside
+        ready, timers, outside = self._ready, self._scheduled, self.outside
         results = self.poll_results
         random, take, make_ready, pop = self._random.random, ready.popleft, ready.append, heappop
         stall, shortest, variation = self._stall, SHORTEST_ITERATION, ITERATION_RANGE
@@ -332,7 +336,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _wait(self, timer: float | None) -> None:
         """Wait until something is ready, or until a timer is due."""
-        outside, results, pop = self._outside, self.poll_results, heappop
+        outside, results, pop = self.outside, self.poll_results, heappop
         if timer is None:
             until = inf
         else:
@@ -376,7 +380,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _happen_until(self, until: float) -> None:
         """Run everything outside that is due by a time, and set the clock to that time."""
-        outside = self._outside
+        outside = self.outside
         while outside and outside[0][0] <= until:
             self.now, _, callback, args = heappop(outside)
             callback(*args)
@@ -405,8 +409,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             ]
 
     def _describe_tasks(self) -> str:
-        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, SimulatedTask)]
-        tasks.sort(key=hash)
+        tasks = self.unfinished_tasks()
         return ", ".join(f"{task.get_name()} {_where(task)}" for task in tasks) or "none"
 
     def _write_to_self(self) -> None:
@@ -488,7 +491,20 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         task = SimulatedTask.__new__(SimulatedTask)
         task.number = next(self.numbers)  # the constructor needs the hash
         task.__init__(coro, loop=self, name=name, context=context, **options)
+        self._tasks.append(ref(task))
         return task
+
+    def unfinished_tasks(self) -> list[SimulatedTask]:
+        """Return what `asyncio.all_tasks` returns, in the order in which the tasks were created."""
+        found = []
+        kept = []
+        for reference in self._tasks:
+            task = reference()
+            if task is not None and not task.done():
+                found.append(task)
+                kept.append(reference)
+        self._tasks = kept
+        return found
 
     def run_in_executor(
         self, executor: Any, func: Callable[..., Any], *args: Any

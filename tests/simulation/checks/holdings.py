@@ -185,15 +185,9 @@ class Expiry:
         self._at = [taken.at]
         timeout = holding.timeout
         self._until = [math.inf if timeout is None else taken.time + timeout]
-        for execution in index.executions_between(taken.at, _last(index)):
+        for execution in _extensions(index):
             words = execution.words
-            if (
-                words[0] not in (b"EVALSHA", b"EVAL")
-                or len(words) < 6
-                or words[3:5] != (holding.name, holding.token)
-                or not execution.applied
-                or execution.reply != 1
-            ):
+            if execution.at <= taken.at or words[3:5] != (holding.name, holding.token):
                 continue
             seconds = int(words[5]) / 1000
             adds = len(words) == 7 and words[6] == b"0"
@@ -205,9 +199,17 @@ class Expiry:
         return self._until[max(0, bisect_right(self._at, number) - 1)]
 
 
-def _last(index: Index) -> int:
-    executions = index.history.executions
-    return executions[-1].at + 1 if executions else 0
+@once
+def _extensions(index: Index) -> list[Execution]:
+    """Return the executions of scripts that set the timeout of a lock again."""
+    return [
+        execution
+        for execution in index.history.executions
+        if execution.words[0] in (b"EVALSHA", b"EVAL")
+        and len(execution.words) >= 6
+        and execution.applied
+        and execution.reply == 1
+    ]
 
 
 @once
