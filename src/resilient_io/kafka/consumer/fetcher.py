@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.health import Cause, State
+from resilient_io.health import State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import wake
 
 from ..driver import DriverClosed
 from ..errors import (
-    KafkaAuthenticationFailed,
-    KafkaUnavailable,
     classify_error,
     is_connection_refusal,
+    unavailable_because_of,
     without_secrets,
 )
 from ..record import Record, UnreadableRecord
@@ -384,8 +383,7 @@ class Fetcher:
         cause = self._health.cause
         if cause is None or not cause.permanent or self._health.state is not State.DOWN:
             return None
-        kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
-        return kind(
+        return unavailable_because_of(cause)(
             f"the cluster cannot be used: {self._health.detail or cause.value}",
             dependency=self.dependency,
             operation="next record",
