@@ -57,9 +57,10 @@ class Drive:
         callers = [asyncio.create_task(step(index)) for index in range(self._callers)]
         await asyncio.sleep(0)
         gc.collect()
-        asyncio.get_running_loop().call_later(seconds, self._stop)
-        self._begin.set()
         cpu, start = time.process_time(), time.perf_counter()
+        self._begin.set()
+        await asyncio.sleep(0)  # every caller begins, however slowly: none is without a call
+        asyncio.get_running_loop().call_later(seconds, self._stop)
         calls = sum(await asyncio.gather(*callers))
         elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
         result = {"rate": calls / elapsed, "cpu": cpu / calls * 1e6, "calls": calls}
