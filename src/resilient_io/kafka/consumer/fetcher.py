@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .assignment import Assignment
     from .membership import SessionWatch
     from .positions import Positions
+    from .topics import TopicDetector
 
     Deserializer = Callable[[bytes], Any]
 
@@ -64,6 +65,7 @@ class Fetcher:
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
         positions: Positions,
+        topics: TopicDetector,
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
@@ -78,6 +80,7 @@ class Fetcher:
         self._supervisor = supervisor
         self._assignment = assignment
         self._positions = positions
+        self._topics = topics
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
@@ -366,7 +369,7 @@ class Fetcher:
 
     def _raise_failure(self) -> None:
         """Raise why no more records come, if waiting does not help."""
-        failure = self._positions.failure()
+        failure = self._positions.failure() or self._topics.failure()
         if failure is None and self._instance is None:
             failure = self._permanent_failure()
         if failure is not None:
