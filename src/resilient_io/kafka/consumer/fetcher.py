@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.health import Cause, State
+from resilient_io.health import State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import wake
 
 from ..driver import DriverClosed
 from ..errors import (
-    KafkaAuthenticationFailed,
-    KafkaUnavailable,
     classify_error,
     is_connection_refusal,
+    unavailable_because_of,
     without_secrets,
 )
 from ..record import Record, UnreadableRecord
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from .assignment import Assignment
     from .membership import SessionWatch
     from .positions import Positions
+    from .topics import TopicDetector
 
     Deserializer = Callable[[bytes], Any]
 
@@ -65,6 +65,7 @@ class Fetcher:
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
         positions: Positions,
+        topics: TopicDetector,
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
@@ -79,6 +80,7 @@ class Fetcher:
         self._supervisor = supervisor
         self._assignment = assignment
         self._positions = positions
+        self._topics = topics
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
@@ -367,7 +369,7 @@ class Fetcher:
 
     def _raise_failure(self) -> None:
         """Raise why no more records come, if waiting does not help."""
-        failure = self._positions.failure()
+        failure = self._positions.failure() or self._topics.failure()
         if failure is None and self._instance is None:
             failure = self._permanent_failure()
         if failure is not None:
@@ -384,8 +386,7 @@ class Fetcher:
         cause = self._health.cause
         if cause is None or not cause.permanent or self._health.state is not State.DOWN:
             return None
-        kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
-        return kind(
+        return unavailable_because_of(cause)(
             f"the cluster cannot be used: {self._health.detail or cause.value}",
             dependency=self.dependency,
             operation="next record",

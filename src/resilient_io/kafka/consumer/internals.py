@@ -278,6 +278,22 @@ def subscribed(instance: ConsumerDriver) -> list[TopicPartition]:
     ]
 
 
+def topics_of(instance: ConsumerDriver) -> set[str]:
+    """Return the topics that an instance reads, by subscription or by `assign`."""
+    driver: Any = instance
+    return set(driver.subscription()) | {each.topic for each in instance.assignment()}
+
+
+def hidden_topics(instance: ConsumerDriver) -> set[str]:
+    """Return the topics that the user may not see.
+
+    The set is another one after each metadata response (`ClusterMetadata.unauthorized_topics`).
+    """
+    cluster: Any = client_of(instance).cluster
+    hidden: set[str] = cluster.unauthorized_topics
+    return hidden
+
+
 def reset_position(instance: ConsumerDriver, partition: TopicPartition, *, beginning: bool) -> None:
     """Continue at the beginning or the end, whose offset aiokafka queries in the background.
 

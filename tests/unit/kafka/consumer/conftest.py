@@ -24,6 +24,7 @@ from resilient_io.kafka.consumer.iteration import (
 from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings
 from resilient_io.kafka.consumer.positions import Positions
+from resilient_io.kafka.consumer.topics import TopicDetector
 from resilient_io.kafka.processing import Processor
 from resilient_io.kafka.stats import ConsumerCounters
 
@@ -197,6 +198,7 @@ class World:
             supervisor=self.supervisor,
             assignment=self.assignment,
             positions=self.positions,
+            topics=TopicDetector(self.health),
             drop=self.use.drop,
             deserializer=RecordDeserializer(None, deserializer, self.counters),
             has_group=has_group,
