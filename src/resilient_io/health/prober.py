@@ -9,7 +9,7 @@ import math
 import types
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from resilient_io.link import describe_silence
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _SUSPICION_SPACING = 0.02
 # Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
-_EARLY = 0.1  # part of the interval by which a probe may be early; see `Alarm`
+_EARLY = 0.2  # part of the interval by which a probe may be early; see `Alarm`
 _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been heard
 
 _UP = State.UP  # a member of an enumeration takes longer to look up than a global
@@ -163,42 +163,62 @@ class _Runner:
     def _run_due(self) -> Generator[Any, None, None]:
         task, due = asyncio.current_task(self._loop), self._due
         assert task is not None, "a task runs this"  # noqa: S101
-        turn: Coroutine[Any, Any, None] | None = None
+        shared = True
         try:
-            while due and turn is None and not task.cancelling():
+            while due and shared and not task.cancelling():
                 prober = due.popleft()
-                turn = prober.turn(task)
+                probe = prober.begin(task)
+                if probe is None:
+                    continue
                 try:
-                    awaited = turn.send(None)
-                except StopIteration:
-                    turn = None
+                    work = _as_coroutine(probe.client.probe(probe.suspicious))
+                    try:
+                        awaited = work.send(None)
+                    except StopIteration as end:
+                        latency = end.value
+                    else:
+                        shared = False
+                        self._hand_over()
+                        prober.limit(probe)
+                        latency = yield from _Rest(work, awaited)
+                except (Exception, asyncio.CancelledError) as error:
+                    if not prober.failed(probe, error):
+                        raise
                 else:
-                    prober.waits()
+                    prober.answered(probe, latency)
         finally:
-            self._started = False
-            if due:
-                self._start()
-        if turn is not None:
-            yield from _continue(turn, awaited)
+            if shared:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._started = False
+        if self._due:
+            self._start()
 
 
-@types.coroutine
-def _continue(turn: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, None, None]:
-    """Go on with a coroutine that awaits something, as if this task had awaited it."""
-    while True:
-        try:
-            yield awaited
-        except GeneratorExit:
-            turn.close()
-            raise
-        except BaseException as error:  # noqa: BLE001 - it is for the coroutine
-            try:
-                awaited = turn.throw(error)
-            except StopIteration:
-                return
-        else:
-            yield from turn  # type: ignore[misc] # a coroutine; this function is one, too
-            return
+def _as_coroutine(work: Awaitable[float]) -> Coroutine[Any, Any, float]:
+    return work if isinstance(work, types.CoroutineType) else _await(work)
+
+
+async def _await(work: Awaitable[float]) -> float:
+    return await work
+
+
+class _Rest:
+    """The rest of a coroutine that awaits something, as if it had not begun to."""
+
+    __slots__ = ("_awaited", "_work", "close", "throw")
+
+    def __init__(self, work: Coroutine[Any, Any, float], awaited: object) -> None:
+        self._work = work
+        self._awaited = [awaited]
+        self.throw, self.close = work.throw, work.close
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self._awaited.pop() if self._awaited else self._work.send(None)
 
 
 class Prober:
@@ -209,7 +229,7 @@ class Prober:
         "_alarm", "_clients", "_early", "_ended", "_interval", "_logged_bug", "_long_pauses",
         "_machine", "_note", "_overruled", "_pause", "_preempted", "_publish", "_queued",
         "_resolved", "_rng", "_runner", "_running", "_settings", "_suspected", "_suspicion_ended",
-        "_time", "_waits", "lag",
+        "_time", "lag",
     )
     # fmt: on
 
@@ -233,7 +253,6 @@ class Prober:
         self._alarm: Alarm | None = None  # for the pauses and for the probes
         self._runner: _Runner | None = None
         self._queued = False  # whether it waits for its turn
-        self._waits = False  # whether its turn has a task of its own
         self._running: _Probe | None = None
         self._logged_bug = False
         self._resolved: asyncio.Future[None] | None = None  # done when the suspicion is resolved
@@ -366,37 +385,39 @@ class Prober:
             self._queued = True
             self._runner.add(self)
 
-    async def turn(self, task: asyncio.Task[None]) -> None:
-        """Probe while a probe is due, then set the alarm. For the runner, which has the task."""
-        self._queued = self._waits = False
-        alarm, machine = self._alarm, self._machine
-        if self._running is not None:
-            return  # an earlier turn has not ended
-        while alarm is not None and alarm is self._alarm and not task.cancelling():
-            now = self._time()
-            when, early = self._next()
-            due = when - early <= now
-            clients = self._clients
-            if len(clients) > 1 and machine.state.answering:
-                self._keep_alive(clients[0] if due else None)
-            if not due:
-                alarm.set(when, early)
-                return
-            if await self._probe(clients[0], task, now):
-                alarm.set(self._ended + self._interval, self._early)
-                return
+    def begin(self, task: asyncio.Task[None]) -> _Probe | None:
+        """Return a probe that is due, to be run in `task`. Otherwise, set the alarm for the next.
 
-    def waits(self) -> None:
-        """Limit the time of the running probe, which did not end without waiting."""
-        self._waits = True
-        if self._running is not None:
-            self._running.task.set_name(f"resilient-io probe {self._machine.name}")
-            self._limit(self._running)
+        The runner must report how the probe ended, and call `limit` if it does not end at once.
+        """
+        self._queued = False
+        machine, lag, clients = self._machine, self.lag, self._clients
+        if lag is None or self._running is not None:
+            return None  # there is no client any more, or an earlier probe has not ended
+        now = self._time()
+        when, early = self._next()
+        due = when - early <= now
+        if len(clients) > 1 and machine.state.answering:
+            self._keep_alive(clients[0] if due else None)
+        if not due:
+            self._ring_at(when, early)
+            return None
+        suspicious = self._suspected or (machine.state is not _UP and not machine.state.answering)
+        self._suspected = self._preempted = False
+        lost = lag.stalled_at(now) + clients[0].queued()
+        self._running = _Probe(task, clients[0], suspicious, now, lost)
+        return self._running
 
-    def _limit(self, probe: _Probe) -> None:
-        if self._alarm is not None:
+    def limit(self, probe: _Probe) -> None:
+        """Limit the time of a probe, which waits for something."""
+        probe.task.set_name(f"resilient-io probe {self._machine.name}")
+        if self._running is probe:
             # Usually this is the time of the next probe, too.
-            self._alarm.set(probe.began + self._settings.timeout, self._early)
+            self._ring_at(probe.began + self._settings.timeout, self._early)
+
+    def _ring_at(self, when: float, early: float) -> None:
+        if self._alarm is not None:
+            self._alarm.set(when, early)
 
     def _keep_alive(self, probed: Client | None) -> None:
         """Have the idle clients use their connections, which a load balancer may forget.
@@ -412,11 +433,8 @@ class Prober:
         """Return when the next probe is due, and by how many seconds it may be early."""
         state = self._machine.state
         if state is _UP and not self._suspected:
-            last, reply = self._ended, self._last_reply()
-            if reply > last:
-                last = reply
-            reply = self._clients[0].replied_elsewhere()
-            return (reply if reply > last else last) + self._interval, self._early
+            elsewhere = self._clients[0].replied_elsewhere()
+            return max(self._ended, self._last_reply(), elsewhere) + self._interval, self._early
         if state is State.DOWN:
             return self._ended + self._pause, _RESOLUTION
         if self._suspected:
@@ -436,60 +454,66 @@ class Prober:
             return self._clients[0].last_reply()
         return max((client.last_reply() for client in self._clients), default=-math.inf)
 
-    async def _probe(self, client: Client, task: asyncio.Task[None], began: float) -> bool:
-        """Probe, and take the result. Return whether it is UP, and nothing has changed."""
-        machine, time, lag = self._machine, self._time, self.lag
-        assert lag is not None, "there is a client"  # noqa: S101
-        suspicious = self._suspected or (machine.state is not _UP and not machine.state.answering)
-        self._suspected = self._preempted = False
-        lost = lag.stalled_at(began) + client.queued()
-        probe = self._running = _Probe(task, client, suspicious, began, lost)
-        if self._waits:
-            self._limit(probe)
+    def answered(self, probe: _Probe, latency: float) -> None:
+        """Take the good result of a probe."""
+        probe.leave()
+        if self._running is not probe:
+            return  # its client was detached
+        self._running = None
+        machine, now = self._machine, self._time()
+        change = machine.probe_ok(now, latency)
+        if change is None and machine.state is _UP and not (probe.suspicious or self._preempted):
+            self._ended = now
+            if self._suspected:
+                self._wake()
+            else:
+                self._ring_at(now + self._interval, self._early)
+            return
+        self._end(probe, now, change, None)
+
+    def failed(self, probe: _Probe, error: BaseException) -> bool:
+        """Take the exception of a probe. Return whether it was one; it may be a cancellation."""
+        ended = probe.leave()
+        detached = self._running is not probe
+        if not detached:
+            self._running = None
+        machine, now = self._machine, self._time()
         failure: ProbeFailed | None = None
         change: Change | None = None
-        ended = False
-        try:
-            try:
-                latency = await client.probe(suspicious)
-            finally:
-                ended = probe.leave()
-                detached = self._running is not probe
-                if not detached:
-                    self._running = None
-        except ProbeDegraded as answer:
-            now = time()
-            change = None if detached else machine.probe_degraded(
-                now, answer.cause, clean_detail(answer.detail), answer.latency
-            )
-        except ProbeFailed as exc:
-            failure, now = exc, time()
-        except (asyncio.CancelledError, Exception) as exc:
-            failure, now = self._explain(exc, probe, ended=ended), time()
-        else:
-            now = time()
-            change = None if detached else machine.probe_ok(now, latency)
-        if detached:
-            return False  # and its task is cancelled
-        if self._preempted:
-            return False  # without a result: the probe of the suspicion follows
-        self._ended = now
-        if not suspicious and failure is None and change is None and machine.state is _UP:
-            return True
-        if suspicious:
-            self._suspicion_ended = self._ended
-        if failure is not None:
-            failure.detail = clean_detail(failure.detail)
-            self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
-            change = self._take_failure(failure, began, suspicious=suspicious)
-        if machine.state is State.DOWN:
-            self._pause = self._draw_pause()
-        else:
-            self._long_pauses = 0
-        self._publish(change)
-        if suspicious:
-            self._resolve_suspicion()
-        return False
+        if isinstance(error, ProbeFailed):
+            failure = error
+        elif not isinstance(error, ProbeDegraded):
+            failure = self._explain(error, probe, ended=ended)
+            if failure is None:
+                return False
+        elif not detached:
+            detail = clean_detail(error.detail)
+            change = machine.probe_degraded(now, error.cause, detail, error.latency)
+        if not detached:
+            self._end(probe, now, change, failure)
+        return True
+
+    def _end(
+        self, probe: _Probe, now: float, change: Change | None, failure: ProbeFailed | None
+    ) -> None:
+        """Publish a change, and plan the next probe."""
+        machine = self._machine
+        if not self._preempted:  # otherwise without a result: the probe of the suspicion follows
+            self._ended = now
+            if probe.suspicious:
+                self._suspicion_ended = now
+            if failure is not None:
+                failure.detail = clean_detail(failure.detail)
+                self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
+                change = self._take_failure(failure, probe.began, suspicious=probe.suspicious)
+            if machine.state is State.DOWN:
+                self._pause = self._draw_pause()
+            else:
+                self._long_pauses = 0
+            self._publish(change)
+            if probe.suspicious:
+                self._resolve_suspicion()
+        self._wake()
 
     def _take_failure(
         self, failure: ProbeFailed, began: float, *, suspicious: bool
@@ -532,15 +556,15 @@ class Prober:
         )
         return self._rng.uniform(0.5 * settings.reconnect_interval, bound)
 
-    def _explain(self, error: BaseException, probe: _Probe, *, ended: bool) -> ProbeFailed:
+    def _explain(self, error: BaseException, probe: _Probe, *, ended: bool) -> ProbeFailed | None:
         """Return the failure that an exception of a probe means; `ended` if it was ended early."""
-        if ended or isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) or (ended and isinstance(error, asyncio.CancelledError)):
             detail = f"no answer within {self._settings.timeout:g} s"
             detail += f": {probe.silence}" if probe.silence else ""
             return ProbeFailed(Cause.TIMED_OUT, detail)
         if isinstance(error, asyncio.CancelledError):
             if probe.task.cancelling():
-                raise error
+                return None
             return ProbeFailed(Cause.OTHER, "the probe cancelled itself")
         # A bug in a probe must not end the probing.
         if not self._logged_bug:

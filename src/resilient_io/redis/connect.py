@@ -361,8 +361,10 @@ class Fenceable(Protocol):
     name: str
     client_id: int | None
 
-    fenced: asyncio.Future[bool]
-    """Whether the server can no longer apply anything that this connection sent."""
+    @property
+    def fenced(self) -> asyncio.Future[bool]:
+        """Whether the server can no longer apply anything that this connection sent."""
+        ...
 
 
 class ExclusiveConnection:

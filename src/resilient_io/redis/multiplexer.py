@@ -624,9 +624,7 @@ class Multiplexer:
     async def apply(self, words: tuple[object, ...]) -> None:
         """Send a command on each open connection. Raise the first error reply."""
         asked = [
-            connection.ask(
-                connection.pack(self.session.words_for(words, connection.name))
-            )
+            connection.ask(connection.pack(self.session.words_for(words, connection.name)))
             for connection in self.connections
         ]
         errors = [reply for future in asked if isinstance(reply := await future, RedisError)]

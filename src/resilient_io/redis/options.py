@@ -378,6 +378,7 @@ _FORMS = (
 _ADDRESS = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?(/\d*)?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?(/\d*)?")
 """An address without a scheme, which contains no credentials and may be quoted."""
 
+
 class LateEventDispatcher(EventDispatcherInterface):
     """redis-py's dispatcher of events, which is made when it is needed, because it takes 1.4 KB."""
 
@@ -394,9 +395,10 @@ class LateEventDispatcher(EventDispatcherInterface):
 
     def dispatch(self, event: object) -> None:
         """Call the listeners of an event. Those that redis-py adds ignore this one."""
-        created = isinstance(event, AfterPooledConnectionsInstantiationEvent)
-        if self._made is None and created and event.credential_provider is None:
-            return
+        if self._made is None and isinstance(event, AfterPooledConnectionsInstantiationEvent):
+            provider = event.credential_provider
+            if provider is None:
+                return
         self._dispatcher.dispatch(event)
 
     async def dispatch_async(self, event: object) -> None:
