@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import ConsumerRecord, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 class PartitionProgress:
@@ -76,6 +79,9 @@ class PartitionProgress:
         """Note that every record before `offset` is done, delivered or not."""
         # Iteration uses this: it handles one record after the other and need not report each.
         waiting, finished = self._waiting, self._finished
+        if waiting and waiting[-1] < offset:
+            waiting.clear()
+            finished.clear()
         while waiting and waiting[0] < offset:
             finished.discard(waiting.popleft())
         while finished and waiting and waiting[0] in finished:
@@ -85,6 +91,26 @@ class PartitionProgress:
         if self.committable is None or offset > self.committable:
             self.committable = offset
         self._last = max(self._last, offset - 1)
+
+
+class _Derived:
+    """An attribute that is computed when it is read, unless the record has one of its own."""
+
+    __slots__ = ("_compute",)
+
+    def __init__(self, compute: Callable[[Record], int]) -> None:
+        self._compute = compute
+
+    def __get__(self, record: Record | None, owner: type[Record]) -> Any:
+        return self if record is None else self._compute(record)
+
+
+def _derived(compute: Callable[[Record], int]) -> Any:
+    return _Derived(compute)
+
+
+def _size(data: bytes | None) -> int:
+    return -1 if data is None else len(data)
 
 
 class Record(ConsumerRecord[Any, Any]):
@@ -109,6 +135,11 @@ class Record(ConsumerRecord[Any, Any]):
 
     key: Any  # depends on the deserializers: a type checker could only ask for None
     value: Any
+    # Rarely used, so not set for each record.
+    headers: Sequence[tuple[str, bytes]] = ()
+    checksum: int | None = None
+    serialized_key_size: int = _derived(lambda record: _size(record.raw_key))
+    serialized_value_size: int = _derived(lambda record: _size(record.raw_value))
     error: Exception | None = None
     handled: bool = False
     _progress: PartitionProgress

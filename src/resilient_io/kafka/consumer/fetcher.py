@@ -17,10 +17,11 @@ from ..errors import (
     is_connection_refusal,
     without_secrets,
 )
-from ..record import Record, UnreadableRecord
+from ..record import UnreadableRecord
 from . import internals
 from .assignment import AssignedPartition
 from .positions import GroupOffsets
+from .unpacking import unpack_as_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..connect import KafkaTarget
     from ..driver import ConsumerDriver
-    from ..record import PartitionProgress
+    from ..record import PartitionProgress, Record
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
@@ -292,10 +293,10 @@ class Fetcher:
             else:
                 arrived = await self._request_from(instance, wanted, most)
             found = []
-            for partition, driver_records in arrived.items():
+            for partition, received in arrived.items():
                 assigned = self._assignment.get(partition)
-                if assigned is not None and driver_records:
-                    records = self._adopt(assigned, driver_records)
+                if assigned is not None and received:
+                    records = self._receive(assigned, received)
                     found.append((assigned, self._deserialize(assigned, records)))
             found = [(assigned, records) for assigned, records in found if records]
             if found or not arrived:
@@ -303,8 +304,10 @@ class Fetcher:
             # All were handled before. More may be available, and no event would report them.
             await asyncio.sleep(0)
 
-    def _adopt(self, assigned: AssignedPartition, driver_records: list[Any]) -> list[Record]:
-        records = self._deserializer.adopt(driver_records, assigned.progress)
+    def _receive(self, assigned: AssignedPartition, records: list[Record]) -> list[Record]:
+        """Count new records, and return those that were not handled before."""
+        assigned.progress.delivered_all([record.offset for record in records])
+        self._counters.records += len(records)
         if assigned.handled:
             unhandled = assigned.without_handled(records)
             self._counters.already_handled += len(records) - len(unhandled)
@@ -313,7 +316,7 @@ class Fetcher:
 
     async def _request_each(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
-    ) -> dict[TopicPartition, list[Any]]:
+    ) -> dict[TopicPartition, list[Record]]:
         """Request one partition after the other, each time beginning with another one."""
         self._careful -= 1
         first = self._careful % len(wanted)
@@ -325,12 +328,13 @@ class Fetcher:
 
     async def _request_from(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
-    ) -> dict[TopicPartition, list[Any]]:
+    ) -> dict[TopicPartition, list[Record]]:
         # Without arguments, getmany returns records of all partitions. It does not suspend.
         everything = len(wanted) == len(internals.partitions_of(instance))
         partitions = () if everything else [assigned.partition for assigned in wanted]
         before = [assigned.position for assigned in wanted]
         try:
+            unpack_as_records(instance, self.progress)
             return await instance.getmany(*partitions, max_records=most)
         except Exception:
             # An unreadable batch (corrupt, or of an unknown codec) raises, and discards the
@@ -416,7 +420,7 @@ _LONGEST_STRETCH = 0.005
 
 
 class RecordDeserializer:
-    """Turns aiokafka's records into `Record`s.
+    """Replaces the keys and values of records by what the application's functions return.
 
     aiokafka's own deserializing would raise for the same record forever, without naming it.
     """
@@ -427,15 +431,6 @@ class RecordDeserializer:
         self._key = key
         self._value = value
         self._counters = counters
-
-    def adopt(self, records: list[Any], progress: PartitionProgress) -> list[Record]:
-        """Turn aiokafka's records into `Record`s, in place, and note that they were delivered."""
-        for record in records:
-            record.__class__ = Record
-            record._progress = progress
-        progress.delivered_all([record.offset for record in records])
-        self._counters.records += len(records)
-        return records
 
     def read(self, records: list[Record], now: Callable[[], float]) -> int:
         """Deserialize records from the front; return how many are ready, perhaps not all."""

@@ -7,7 +7,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
 from resilient_io.health import Dependency
 from resilient_io.kafka.connect import KafkaTarget
@@ -25,6 +25,7 @@ from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings
 from resilient_io.kafka.consumer.positions import Positions
 from resilient_io.kafka.processing import Processor
+from resilient_io.kafka.record import Record
 from resilient_io.kafka.stats import ConsumerCounters
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -52,6 +53,7 @@ class FakeDriver:
         self.generation = next(world.generations)
         self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
+        self._records = {}
         self._isolation_level = 0
         self.subscription = SimpleNamespace(assignment=None)
 
@@ -96,15 +98,21 @@ class FakeDriver:
         states = self.subscription.assignment.states
         found = {}
         for partition in partitions or states:
-            records = [
-                ConsumerRecord("t", partition.partition, offset, 0, 0, None, b"v", None, -1, 1, ())
+            offsets = [
+                offset
                 for offset in self.world.log.get(partition, [])
                 if offset >= states[partition].position
             ][:max_records]
+            records = [self._record(partition, offset) for offset in offsets]
             if records:
                 states[partition].position = records[-1].offset + 1
                 found[partition] = records
         return found
+
+    def _record(self, partition, offset):
+        record = Record("t", partition.partition, offset, 0, 0, None, b"v", None, -1, 1, ())
+        record._progress = self.world.assignment.get(partition).progress
+        return record
 
     def seek(self, partition, offset):
         self.subscription.assignment.states[partition].position = offset
@@ -190,7 +198,7 @@ class World:
             context=contextvars.Context,
             counters=self.counters,
         )
-        self.session = SessionWatch(1_000_000.0, lambda: None)
+        self.session = SessionWatch(1_000_000.0, self.hold)
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
