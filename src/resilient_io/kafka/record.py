@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import ConsumerRecord, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 class PartitionProgress:
@@ -61,19 +61,15 @@ class PartitionProgress:
 
     def done(self, offset: int) -> None:
         """Note that a record is done; ignored if it is done already or was never delivered."""
-        waiting = self._waiting
-        if not waiting or offset < waiting[0]:
-            return
-        if offset != waiting[0]:
-            if offset <= self._last:
-                self._finished.add(offset)
-            return
-        waiting.popleft()
-        finished = self._finished
-        while finished and waiting and waiting[0] in finished:
-            offset = waiting.popleft()
-            finished.remove(offset)
-        self.committable = offset + 1
+        waiting, finished = self._waiting, self._finished
+        if waiting and offset == waiting[0]:
+            waiting.popleft()
+            while finished and waiting and waiting[0] in finished:
+                offset = waiting.popleft()
+                finished.remove(offset)
+            self.committable = offset + 1
+        elif waiting and waiting[0] < offset <= self._last:
+            finished.add(offset)
 
     def reached(self, offset: int) -> None:
         """Note that every record before `offset` is done, delivered or not."""
@@ -91,26 +87,6 @@ class PartitionProgress:
         if self.committable is None or offset > self.committable:
             self.committable = offset
         self._last = max(self._last, offset - 1)
-
-
-class _Derived:
-    """An attribute that is computed when it is read, unless the record has one of its own."""
-
-    __slots__ = ("_compute",)
-
-    def __init__(self, compute: Callable[[Record], int]) -> None:
-        self._compute = compute
-
-    def __get__(self, record: Record | None, owner: type[Record]) -> Any:
-        return self if record is None else self._compute(record)
-
-
-def _derived(compute: Callable[[Record], int]) -> Any:
-    return _Derived(compute)
-
-
-def _size(data: bytes | None) -> int:
-    return -1 if data is None else len(data)
 
 
 class Record(ConsumerRecord[Any, Any]):
@@ -135,11 +111,9 @@ class Record(ConsumerRecord[Any, Any]):
 
     key: Any  # depends on the deserializers: a type checker could only ask for None
     value: Any
-    # Rarely used, so not set for each record.
+    # Not set for each record, because most have none.
     headers: Sequence[tuple[str, bytes]] = ()
     checksum: int | None = None
-    serialized_key_size: int = _derived(lambda record: _size(record.raw_key))
-    serialized_value_size: int = _derived(lambda record: _size(record.raw_value))
     error: Exception | None = None
     handled: bool = False
     _progress: PartitionProgress
