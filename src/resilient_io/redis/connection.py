@@ -16,12 +16,12 @@ from redis.exceptions import InvalidResponse, RedisError
 from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
+from resilient_io.wakeups import TaskWakeup, can_wake, wake
 
 from .connect import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
 from .large_replies import LargeReplies, may_begin
-from .wakeups import TaskWakeup, can_wake, wake
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
-
-    from .wakeups import Wakeup
+    from resilient_io.wakeups import Wakeup
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
