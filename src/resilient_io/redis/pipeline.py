@@ -489,7 +489,7 @@ def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> Att
 _HARMLESS = ("WATCH", "UNWATCH")
 
 
-class ResilientPipeline(FrequentCommands, Pipeline):
+class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in redis-py itself
     """Queues commands as redis-py's pipeline does; `execute` sends them as one call.
 
     Without WATCH, the commands are sent on a multiplexed connection in one uninterrupted write.

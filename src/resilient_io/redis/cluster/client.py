@@ -86,7 +86,7 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 
 
-class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):
+class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore[misc] # in redis-py
     """A `redis.asyncio.RedisCluster` that never repeats a non-idempotent write.
 
     Every command, type and constructor is redis-py's. `async with` looks for the nodes; without it

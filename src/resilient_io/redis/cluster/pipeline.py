@@ -58,7 +58,7 @@ _MOVED = (
 _NO_TRANSACTION = "is for transactions: use pipeline(transaction=True)"
 
 
-class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):
+class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: ignore[misc] # in redis-py
     """Queues commands as redis-py's cluster pipeline does; `execute` sends them.
 
     With `transaction=True`, all keys must be in one slot, and `watch` uses an exclusive connection
