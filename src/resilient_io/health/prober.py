@@ -144,7 +144,7 @@ class _Runner:
         return runner
 
     def add(self, prober: Prober) -> None:
-        """Give a prober its turn in the next iteration of the loop, or after the current one."""
+        """Let a prober begin in the next iteration of the loop, or after the current one."""
         self._due.append(prober)
         if not self._started:
             self._start()

@@ -64,10 +64,7 @@ _METHODS = (
 
 def is_patched() -> bool:
     """Return whether a tracer has wrapped one of redis-py's own methods."""
-    for kind, name in _METHODS:
-        if _is_wrapper(_method(kind, name)):
-            return True
-    return False
+    return any(_is_wrapper(_method(kind, name)) for kind, name in _METHODS)
 
 
 def _method(kind: type, name: str) -> Any:
