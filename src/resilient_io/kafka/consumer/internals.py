@@ -58,7 +58,7 @@ def raise_coordination_error(instance: ConsumerDriver) -> None:
 
 
 def reassigning(instance: ConsumerDriver) -> bool:
-    """Return whether `getmany` would wait for the group (`reassignment_in_progress`)."""
+    """Return whether the group is assigning partitions (`reassignment_in_progress`)."""
     driver: Any = instance
     return bool(driver._subscription.reassignment_in_progress)
 

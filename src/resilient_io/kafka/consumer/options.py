@@ -61,7 +61,7 @@ class ConsumerSettings:
     close_timeout: float = 10.0
     stalled_after: float | None = 60.0
     gap_degraded_for: float = 300.0
-    fetch_records: int = 1000
+    fetch_records: int = 400  # twice as many would start the garbage collector each time
 
     def __post_init__(self) -> None:
         if self.commit_interval is not None:
