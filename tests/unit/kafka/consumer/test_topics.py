@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from resilient_io import Cause, Dependency, State
+from resilient_io import Cause, State
 from resilient_io.kafka.consumer.topics import TopicDetector
 
 
@@ -44,17 +44,8 @@ class Scene:
 
 
 @pytest.fixture
-async def scene():
-    health = Dependency("kafka")
-
-    async def probe(suspicious):
-        return 0.001
-
-    attachment = health.start(probe, last_reply=asyncio.get_running_loop().time)
-    await health.until_up()
-    yield Scene(health)
-    await attachment.detach()
-    await health.aclose()
+async def scene(answering):
+    return Scene(answering)
 
 
 async def test_two_answers_that_hide_a_topic_are_an_error_until_one_names_it(scene):
