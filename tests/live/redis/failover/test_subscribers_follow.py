@@ -13,10 +13,10 @@ async def test_planned_failover_is_one_gap(quick_setup, follow, slack, kind):
     following = await follow()
     async with (
         Listener(following.redis.pubsub(), kind) as listener,
-        Publisher(await quick_setup.master(), kind) as publisher,
+        Publisher(await quick_setup.master(), kind=kind) as publisher,
     ):
         await listener.received(now())
-        publisher.server = await quick_setup.fail_over()
+        publisher.servers = [await quick_setup.fail_over()]
         assert await listener.received(now()) < SERVES_AGAIN + slack()
         await asyncio.sleep(0.3)
         (gap,) = listener.gaps
@@ -28,7 +28,7 @@ async def test_planned_failover_is_one_gap(quick_setup, follow, slack, kind):
         counts = {
             node.port: (await node.query("PUBSUB", numsub, "c"))[1] for node in quick_setup.nodes
         }
-        assert counts[publisher.server.port] == 1
+        assert counts[publisher.servers[0].port] == 1
         assert sum(counts.values()) == 1
 
 
@@ -42,7 +42,7 @@ async def test_lost_master_is_one_gap(quick_setup, follow, slack, how):
     ):
         await listener.received(now())
         getattr(old, how)()
-        publisher.server = await quick_setup.until_switched(address)
+        publisher.servers = [await quick_setup.until_switched(address)]
         assert await listener.received(now()) < SERVES_AGAIN + slack()
         if how == "freeze":
             old.thaw()
