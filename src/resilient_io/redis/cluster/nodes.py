@@ -266,6 +266,12 @@ class Member:
         return self.multiplexer.open_connection if running else None
 
     @property
+    def ready(self) -> bool:
+        """Whether its connections are open, or are being opened, in the running event loop."""
+        runtime = self._runtime
+        return runtime is not None and self.hot is runtime.multiplexer and runtime.ready
+
+    @property
     def idle(self) -> bool:
         """Whether no call uses it."""
         multiplexer = self.multiplexer
