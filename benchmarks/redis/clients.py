@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
-from .plan import OURS
+from .plan import OURS, WITHOUT_SENTINEL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -249,6 +249,7 @@ OPENERS: dict[str, Any] = {
     "coredis": Coredis.open,
     "valkey-glide": Glide.open,
     OURS: Ours.open,
+    WITHOUT_SENTINEL: Ours.open,
     "bare connection": Bare.open,
     "redis-py" + CLUSTER: RedisPyCluster.open,
     "valkey-glide" + CLUSTER: GlideCluster.open,
