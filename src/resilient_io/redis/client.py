@@ -592,6 +592,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             tracing=self._tracing,
             instrumented=self._instrumented,
             durability=self._durability,
+            choose_replica=self._choose_replica_for,
         )
 
     def pubsub(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -54,6 +55,7 @@ from .durability import (
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
+from .replicas import ReplicaRead
 from .scripts import load_over
 
 if TYPE_CHECKING:
@@ -120,10 +122,12 @@ class BatchCall(Call):
         fallback: Call,
         asking: bool = False,
         acknowledgements: Acknowledgements | None = None,
+        replica: Runtime | None = None,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
         self._pipeline = pipeline
-        self._multiplexer = pipeline._runtime.multiplexer
+        self._runtime = runtime = replica if replica is not None else pipeline._runtime
+        self._multiplexer = runtime.multiplexer
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
@@ -136,7 +140,7 @@ class BatchCall(Call):
         # The connection of a bound client is the caller's own, and holds the caller's state.
         durable = acknowledgements is not None
         self._exclusive = (blocking or durable) and not self._multiplexer.bound
-        self._scripts = pipeline._runtime.scripts
+        self._scripts = runtime.scripts
         self._hashes = pipeline.hashes
         self._loads: dict[str, bytes] = {}
         self._reloaded = False
@@ -233,7 +237,7 @@ class BatchCall(Call):
         return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
 
     async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
-        return await self._pipeline._runtime.pool.exchange(
+        return await self._runtime.pool.exchange(
             request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
         )
 
@@ -508,6 +512,7 @@ class ResilientPipeline(Pipeline):
         tracing: Tracing | None,
         instrumented: bool,
         durability: Durability | None = None,
+        choose_replica: Callable[..., Runtime | None] | None = None,
     ) -> None:
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.callback_table, transaction, shard_hint
@@ -520,6 +525,7 @@ class ResilientPipeline(Pipeline):
         self._tracing = tracing
         self._instrumented = instrumented
         self._durability = durability
+        self._choose_replica = choose_replica
         self._acknowledgements: Acknowledgements | None = None
         self.hashes: list[object] = []
         """The scripts that EVALSHA commands in the queue run."""
@@ -743,7 +749,8 @@ class ResilientPipeline(Pipeline):
             own = blocking and spec.block is not None
             if spec.route in (Route.BOUND, Route.REFUSED) and not own:
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(
+        make = partial(
+            BatchCall,
             self,
             commands,
             specs,
@@ -753,6 +760,10 @@ class ResilientPipeline(Pipeline):
             asking=asking,
             acknowledgements=self._acknowledgements,
         )
+        replica = None
+        if self._choose_replica is not None and not transaction:
+            replica = self._choose_replica(specs, [args for args, _ in commands])
+        return make() if replica is None else ReplicaRead(make(replica=replica), make)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         reopened = await self._client._ensure_open(args[0])
@@ -785,7 +796,8 @@ class ResilientPipeline(Pipeline):
         if self._runtime.bound:
             await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
-        executor.check_available(call.operation, policy)
+        if not isinstance(call, ReplicaRead):
+            executor.check_available(call.operation, policy)
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _load_hashes(self, connection: AbstractConnection) -> None:
