@@ -33,6 +33,7 @@ from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
 from .durability import is_replicated
 from .errors import RouteRefused, remove_secrets
+from .frequent import FrequentCommands
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
 from .messages import MOST_BYTES, MOST_MESSAGES
@@ -98,7 +99,7 @@ _pack: Callable[[Any], bytes] = hiredis.pack_command
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
-class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignore[misc] # in redis-py itself
+class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redis):  # type: ignore[misc] # in redis-py itself
     """A `redis.asyncio.Redis` that never repeats a non-idempotent write and knows its server.
 
     Every command, type and constructor is redis-py's. `async with` opens the connections and
@@ -629,12 +630,6 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         )
 
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
-
-        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
-            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
-            if more or options:
-                return super().set(name, value, *more, **options)
-            return self.execute_command("SET", name, value)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""

@@ -53,6 +53,7 @@ from .durability import (
     wait_over,
 )
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
+from .frequent import FrequentCommands
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
 from .replicas import ReplicaRead
@@ -492,7 +493,7 @@ def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> Att
 _HARMLESS = ("WATCH", "UNWATCH")
 
 
-class ResilientPipeline(Pipeline):
+class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in redis-py itself
     """Queues commands as redis-py's pipeline does; `execute` sends them as one call.
 
     Without WATCH, the commands are sent on a multiplexed connection in one uninterrupted write.

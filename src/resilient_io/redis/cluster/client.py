@@ -33,6 +33,7 @@ from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..frequent import FrequentCommands
 from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
 from ..options import (
@@ -85,7 +86,7 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 
 
-class ResilientRedisCluster(MultiKeyCommands):
+class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore[misc] # in redis-py
     """A `redis.asyncio.RedisCluster` that never repeats a non-idempotent write.
 
     Every command, type and constructor is redis-py's. `async with` looks for the nodes; without it
@@ -563,14 +564,6 @@ class ResilientRedisCluster(MultiKeyCommands):
                     await asyncio.sleep(delay)
                 else:
                     return value if options.get("value_from_callable") else replies
-
-    if not TYPE_CHECKING:  # type checkers see redis-py's own signature
-
-        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
-            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
-            if more or options:
-                return super().set(name, value, *more, **options)
-            return self.execute_command("SET", name, value)
 
     def lock(  # noqa: PLR0917 (redis-py's signature)
         self,
