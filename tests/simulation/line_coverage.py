@@ -94,8 +94,9 @@ NOT_SIMULATED = {
         "def disown(self)",
     ),
     "a defect of the probe itself": (
-        'raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None',
-        "except Exception as exc:",
+        'return ProbeFailed(Cause.OTHER, "the probe cancelled itself")',
+        "if not self._logged_bug:",
+        'return ProbeFailed(Cause.OTHER, f"the probe raised',
     ),
     "a socket of the kernel": ("return size + send_queue_size(sock.fileno())",),
 }
