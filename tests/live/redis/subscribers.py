@@ -24,20 +24,23 @@ def now() -> float:
 
 
 class Listener:
-    """Subscribes to the channel "c" in `async with`, and records what its task receives.
+    """Subscribes to channels in `async with`, and records what its task receives.
 
     Leaving the block fails if the task has ended meanwhile.
     """
 
-    def __init__(self, pubsub: Any, kind: str = "plain") -> None:
+    def __init__(
+        self, pubsub: Any, kind: str = "plain", *, channels: Sequence[str] = ("c",)
+    ) -> None:
         self.pubsub = pubsub
         self.kind = kind
+        self._channels = channels
         self.seen: list[tuple[float, dict[str, Any]]] = []
         self._new = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         subscribe = self.pubsub.ssubscribe if self.kind == "sharded" else self.pubsub.subscribe
-        await subscribe("c")
+        await subscribe(*self._channels)
         self.task = asyncio.ensure_future(self._listen())
         await self.until(lambda message: message["type"] in ("subscribe", "ssubscribe"))
         return self

@@ -32,13 +32,21 @@ async def test_planned_failover_is_one_gap(quick_setup, follow, slack, kind):
         assert sum(counts.values()) == 1
 
 
-@pytest.mark.parametrize("how", ["kill", "freeze"])
-async def test_lost_master_is_one_gap(quick_setup, follow, slack, how):
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("kill", "plain"),
+        ("freeze", "sharded"),
+        pytest.param("kill", "sharded", marks=pytest.mark.soak),
+        pytest.param("freeze", "plain", marks=pytest.mark.soak),
+    ],
+)
+async def test_lost_master_is_one_gap(quick_setup, follow, slack, how, kind):
     following = await follow(health_check_interval=0.2)
     old, address = await quick_setup.master(), await quick_setup.master_address()
     async with (
-        Listener(following.redis.pubsub()) as listener,
-        Publisher(old) as publisher,
+        Listener(following.redis.pubsub(), kind) as listener,
+        Publisher(old, kind=kind) as publisher,
     ):
         await listener.received(now())
         getattr(old, how)()

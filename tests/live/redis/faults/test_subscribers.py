@@ -94,14 +94,14 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=list(GARBAGE))
-@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize(("protocol", "kind"), [(2, "plain"), (3, "sharded")])
 async def test_malformed_data_is_one_error_and_one_gap(
-    connect, redis_server, slack, caplog, garbage, protocol
+    connect, redis_server, slack, caplog, garbage, protocol, kind
 ):
     async with FaultProxy(redis_server.port, protocol=None) as proxy:
         client = await connect(proxy, protocol=protocol)
         before = list(proxy.connections)
-        async with Listener(client.pubsub()) as listener, Publisher(redis_server):
+        async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind=kind):
             await listener.received(now())
             (own,) = [each for each in proxy.connections if each not in before]
             caplog.clear()
