@@ -92,7 +92,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "lost-pop-counts-as-unsent",
         "retries",
-        "redis/pool.py",
+        "redis/exclusive_call.py",
         "failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired",
         "failure, Progress.NOT_SENT, timed_out=timed_out, expired=expired",
         "A BLPOP whose reply was lost pops a second element; the first is gone.",
@@ -288,7 +288,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "timed-out-connection-reused",
         "reply matching",
-        "redis/pool.py",
+        "redis/exclusive_call.py",
         "clean = not isinstance(reply, AttemptFailed | _StillWaiting)",
         "clean = connection.is_connected",
         "The late reply to a BLPOP that timed out becomes the result of another caller's call.",
@@ -624,7 +624,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "cancelled-pop-not-recovered",
         "cancellation",
-        "redis/pool.py",
+        "redis/exclusive_call.py",
         "return await connection.read_response(disconnect_on_error=False)",
         "return await connection.read_response()",
         "A cancelled BLPOP loses the element that the server gave it.",
@@ -633,8 +633,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "element-put-back-at-wrong-end",
         "cancellation",
         "redis/pool.py",
-        '_UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH",',
-        '_UNDO = {"BLPOP": "RPUSH", "BRPOP": "LPUSH",',
+        'UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH",',
+        'UNDO = {"BLPOP": "RPUSH", "BRPOP": "LPUSH",',
         "The element of a cancelled BLPOP is handled after all that were pushed later.",
     ),
     PlantedBug(

@@ -33,6 +33,7 @@ from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..exclusive_call import ExclusiveCall
 from ..frequent import FrequentCommands
 from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
@@ -45,7 +46,6 @@ from ..options import (
     pool_from_url,
     probe_interval,
 )
-from ..pool import ExclusiveCall
 from ..replicas import DEFAULT_MAX_LAG
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
