@@ -138,7 +138,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "fence-misses-name",
         "fencing",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         'if f":{identity(name)} " in text:',
         'if text.endswith(f" name={name}"):',
         "A dead connection is never killed, so an old SET that is held in the network "
@@ -147,7 +147,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "kill-before-lookup",
         "fencing",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         '        listed = await query("CLIENT", "LIST", "ID", client_id)\n',
         """        await query("CLIENT", "KILL", "ID", client_id)
         listed = await query("CLIENT", "LIST", "ID", client_id)
@@ -199,7 +199,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "forbidden-kill-counts-as-fenced",
         "fencing",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         '        return "No such client" in str(error)',
         "        return True",
         "Where an ACL forbids CLIENT KILL, an abandoned SET overwrites an acknowledged one.",
@@ -737,7 +737,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "handshake-unlimited",
         "deadlines",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         """        async with StallTolerantTimeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()

@@ -19,7 +19,7 @@ from resilient_io.errors import Progress
 from .attempt import AttemptFailed, Call, read_reply
 from .blocked import NOT_ACKNOWLEDGED, is_ended_wait
 from .commands import Effect
-from .connect import ExclusiveConnection, StallTolerantTimeout, abort, exchange
+from .driver_connection import ExclusiveConnection, StallTolerantTimeout, abort, exchange
 from .errors import refusal
 from .pool import CHECKED_BLOCK, UNDO
 from .scripts import load_over

@@ -27,7 +27,7 @@ from resilient_io.retry import Backoff
 from resilient_io.tasks import Signal, describe_task_end, log_task_death
 
 from .commands import Effect, Route
-from .connect import abort, connect, fence, identify, is_multiplexable, query_over
+from .connect import connect
 from .connection import (
     MultiplexedConnection,
     NotMultiplexable,
@@ -35,6 +35,7 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
+from .driver_connection import abort, fence, identify, is_multiplexable, query_over
 from .errors import CLOSED, ConnectionFailure
 from .failover import Failover
 from .first_connection import FirstConnection
@@ -52,8 +53,9 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import Fenceable, Query, RedisTarget
+    from .connect import RedisTarget
     from .connection import ConnectionOwner, Entry
+    from .driver_connection import Fenceable, Query
     from .options import ConnectionSettings
     from .session import SessionSettings
 

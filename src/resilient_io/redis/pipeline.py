@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import (
-    ExecAbortError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    WatchError,
-)
+from redis.exceptions import ExecAbortError, NoScriptError, RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
 
@@ -43,8 +37,8 @@ from .attempt import (
     unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
+from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import (
     Acknowledgements,
     DurableGroups,
@@ -69,8 +63,8 @@ if TYPE_CHECKING:
 
     from .attempt import Callbacks, Limits, Packer
     from .commands import CommandSpec
-    from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
+    from .driver_connection import ExclusiveConnection
     from .instrumentation import Tracing
     from .options import Durability
     from .runtime import Runtime

@@ -31,21 +31,20 @@ from .attempt import (
     server_down,
 )
 from .blocked import BlockedCalls, end_wait, keep_alive
-from .connect import (
+from .connect import connect, connect_again
+from .connection import NotMultiplexable
+from .driver_connection import (
     PROMPT_ANSWER,
     TRUSTED_IDLE,
     ExclusiveConnection,
     StallTolerantTimeout,
     abort,
-    connect,
-    connect_again,
     identify,
     is_lost,
     is_multiplexable,
     peer_of,
     query_over,
 )
-from .connection import NotMultiplexable
 from .errors import CLOSED, ConnectionFailure
 from .turns import ConnectTurn
 

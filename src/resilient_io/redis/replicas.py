@@ -33,7 +33,8 @@ from resilient_io.validation import check_choice, check_number
 from .addresses import ConfiguredAddress, map_address
 from .attempt import AttemptFailed, Call
 from .commands import Effect, Route, effect_of
-from .connect import StallTolerantTimeout, abort, connect, query_over
+from .connect import connect
+from .driver_connection import StallTolerantTimeout, abort, query_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from .connect import identity
+from .driver_connection import identity
 from .errors import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .connect import Query
+    from .driver_connection import Query
 
 SETTINGS = ("CLIENT SETNAME", "CLIENT SETINFO", "CLIENT NO-EVICT", "CLIENT NO-TOUCH")
 """The commands that apply to all connections of a client."""

@@ -15,7 +15,8 @@ from resilient_io.health import Cause, ClientDependency
 from resilient_io.histogram import Latencies
 from resilient_io.text import format_address
 
-from ..connect import RedisTarget, StallTolerantTimeout, abort, connect, exchange
+from ..connect import RedisTarget, connect
+from ..driver_connection import StallTolerantTimeout, abort, exchange
 from ..errors import ConnectionFailure
 from ..runtime import Runtime
 from ..stats import RedisStats
