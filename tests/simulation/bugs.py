@@ -825,7 +825,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "lost-state-not-reported",
         "pipelines",
-        "redis/multiplexer.py",
+        "redis/session.py",
         "        self._set, self.lost = [], self._set\n",
         "        self._set = []\n",
         "After a lost connection, the commands of a MULTI are executed one by one outside it.",
