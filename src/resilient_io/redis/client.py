@@ -357,7 +357,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             or not spec.simple
             or not self._hot
             or get_ident() != multiplexer.thread
-            or not multiplexer.is_running()
+            or not (connection.continuing or multiplexer.is_running())
             or (options and NEVER_DECODE in options)
             or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
         ):
@@ -378,7 +378,8 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             options = _NO_OPTIONS
         else:
             options.pop("keys", None)
-        future = multiplexer.create_future()
+        create_future = multiplexer.create_future  # called as an attribute, it would take longer
+        future = create_future()
         connection.send(future, data)
         started = connection.clock
         try:
