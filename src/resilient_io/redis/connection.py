@@ -437,7 +437,7 @@ class ResponseQueue:
         return bool(waiting)
 
 
-_is_done = asyncio.Future.done
+_is_done: Any = asyncio.Future.done
 
 _ENOUGH = 25
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
@@ -467,11 +467,11 @@ class MultiplexedConnection(asyncio.Protocol):
     # A dictionary of so many attributes takes 1.6 KB.
     # fmt: off
     __slots__ = (
-        "__weakref__", "_crowded", "_data", "_driver_protocol", "_enough", "_has_requests", "_in_flight",
-        "_loop", "_owner", "_paused", "_queue", "_repeats_paid", "_responses", "_scheduled",
-        "_time", "_wakes_directly", "_watchdog", "bytes_received", "bytes_sent",
-        "client_id", "clock", "closed", "connection", "continuing", "deadline", "delayed", "ended",
-        "extra_timeout", "fenced", "flushed", "full", "limit", "load", "lost", "name",
+        "__weakref__", "_crowded", "_data", "_driver_protocol", "_enough", "_has_requests",
+        "_in_flight", "_loop", "_owner", "_paused", "_queue", "_repeats_paid", "_responses",
+        "_scheduled", "_time", "_wakes_directly", "_watchdog", "bytes_received", "bytes_sent",
+        "client_id", "clock", "closed", "connection", "continuing", "deadline", "delayed",
+        "ended", "extra_timeout", "fenced", "flushed", "full", "limit", "load", "lost", "name",
         "opened", "peer", "replies", "response_timeout", "retired", "socket", "transport",
     )
     # fmt: on
