@@ -385,7 +385,7 @@ class ResponseQueue:
         left = request.count - request.position
         reply: object
         try:
-            while len(replies) < left:
+            while left:
                 try:
                     reply = gets()
                 except UnicodeDecodeError as error:
@@ -396,6 +396,7 @@ class ResponseQueue:
                     self._pushed(reply)
                 else:
                     replies.append(reply)
+                    left -= 1
         finally:  # also before garbage
             for _ in replies:
                 self.waiting.popleft()
