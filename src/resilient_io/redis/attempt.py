@@ -476,6 +476,9 @@ BULK_HEADERS = tuple(f"${length}\r\n" for length in range(LONG_KEY))
 KEY_ONLY = 2
 """The number of arguments of a command with a key alone."""
 
+SIZED = (bytes, str)
+"""The types of values whose size is checked before they are packed."""
+
 
 class Packer:
     """Packs commands as redis-py's encoder would, with hiredis where both agree."""

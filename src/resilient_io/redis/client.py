@@ -10,7 +10,6 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import replace
-from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import hiredis
@@ -26,7 +25,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, Command, MultiplexedCall, confirm_idle
+from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, confirm_idle
 from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
@@ -361,7 +360,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             or get_ident() != multiplexer.thread
             or not (connection.continuing or multiplexer.is_running())
             or (options and NEVER_DECODE in options)
-            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
+            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(operation)

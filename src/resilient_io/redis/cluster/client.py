@@ -9,7 +9,6 @@ import functools
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import hiredis
@@ -28,7 +27,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import format_address, redact_credentials
 from resilient_io.validation import check_name, check_number, check_seconds
 
-from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, Command, MultiplexedCall, Packer
+from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
@@ -284,7 +283,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             or get_ident() != multiplexer.thread
             or not (connection.continuing or multiplexer.is_running())
             or (options and ("target_nodes" in options or NEVER_DECODE in options))
-            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
+            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             return await self._execute(args, options)
         limit = current_deadline()
