@@ -251,13 +251,16 @@ def abort(connection: AbstractConnection) -> None:
     connection._reader = connection._writer = None
 
 
-def free_streams(connection: Any) -> None:
-    """Free what redis-py reads with, because its connection was taken over for good."""
-    # redis-py 8.1 `AbstractConnection` and CPython 3.11 to 3.13 `asyncio.StreamWriter`. The writer
-    # stays: where it is collected, it closes the transport.
+def take_writer(connection: Any) -> object:
+    """Take the transport of a connection for good, so that nothing else of it has to be kept.
+
+    Return its writer. Where that is collected, it closes the transport.
+    """
+    # redis-py 8.1 `AbstractConnection` and CPython 3.11 to 3.13 `asyncio.StreamWriter`.
     writer, parser = connection._writer, connection._parser
     writer._reader = writer._protocol = None
-    connection._reader = parser._stream = parser._reader = None
+    connection._reader = connection._writer = parser._stream = parser._reader = None
+    return writer
 
 
 def is_lost(connection: AbstractConnection) -> bool:
@@ -358,8 +361,10 @@ class Fenceable(Protocol):
     name: str
     client_id: int | None
 
-    fenced: asyncio.Future[bool]
-    """Whether the server can no longer apply anything that this connection sent."""
+    @property
+    def fenced(self) -> asyncio.Future[bool]:
+        """Whether the server can no longer apply anything that this connection sent."""
+        ...
 
 
 class ExclusiveConnection:

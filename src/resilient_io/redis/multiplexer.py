@@ -24,7 +24,7 @@ from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
-from resilient_io.tasks import Signal, describe_task_end, log_task_death, wait_for_first
+from resilient_io.tasks import Signal, describe_task_end, log_task_death
 
 from .commands import Effect, Route
 from .connect import abort, connect, fence, identify, is_multiplexable, query_over
@@ -85,7 +85,7 @@ class DeadConnection:
 
 
 class Reconnector:
-    """Keeps one connection open for each slot, and fences those that died."""
+    """Opens a connection for a slot, until that succeeds, and fences those that died."""
 
     def __init__(
         self,
@@ -135,7 +135,11 @@ class Reconnector:
     def start(self, slots: int) -> None:
         """Open that many connections."""
         for slot in range(slots):
-            self._start_task(self._keep_open(slot), f"connection {slot}")
+            self.fill(slot)
+
+    def fill(self, slot: int) -> None:
+        """Open the connection of a slot, in a task that ends then, because a task takes 2 KB."""
+        self._start_task(self._fill(slot), f"connection {slot}")
 
     def hurry(self) -> None:
         """End the backoff of connect attempts: a probe succeeded."""
@@ -196,7 +200,7 @@ class Reconnector:
 
     # -- one connection --------------------------------------------------------------------
 
-    async def _keep_open(self, slot: int) -> None:
+    async def _fill(self, slot: int) -> None:
         backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
         while not self._closing:
             await self._multiplexer.failover.until_over()
@@ -223,9 +227,8 @@ class Reconnector:
             if connection is None:
                 self._multiplexer.fall_back()
                 return
-            backoff.reset()
             self._multiplexer.connection_opened(slot, connection)
-            await wait_for_first(connection.closed, connection.retired)
+            return
 
     async def _open(self) -> MultiplexedConnection | None:
         policy = self._policy
@@ -621,13 +624,7 @@ class Multiplexer:
     async def apply(self, words: tuple[object, ...]) -> None:
         """Send a command on each open connection. Raise the first error reply."""
         asked = [
-            connection.ask(
-                b"".join(
-                    connection.connection.pack_command(
-                        *self.session.words_for(words, connection.name)
-                    )
-                )
-            )
+            connection.ask(connection.pack(self.session.words_for(words, connection.name)))
             for connection in self.connections
         ]
         errors = [reply for future in asked if isinstance(reply := await future, RedisError)]
@@ -851,7 +848,7 @@ class Multiplexer:
         if self.bound_state:
             self._lose_state()
         lost = connection.lost
-        if lost is not None and not self._closing and not connection.retired.done():
+        if lost is not None and not self._closing and not connection.retired:
             cause, detail = lost.failure.cause, lost.failure.detail
             self.health.note("connection lost", cause=cause.value, detail=detail)
             self.reports.failed(cause, detail)
@@ -929,8 +926,12 @@ class Multiplexer:
         self._waiting.fail_all(Undeliverable(ConnectionFailure(Cause.RESET, why)))
 
     def _drop(self, connection: MultiplexedConnection) -> None:
-        self._slots = [None if other is connection else other for other in self._slots]
         self._retiring = [other for other in self._retiring if other is not connection]
+        if connection in self._slots:
+            slot = self._slots.index(connection)
+            self._slots[slot] = None
+            if not self._closing:
+                self._reconnector.fill(slot)
 
     def _choose(self) -> None:
         self._stale = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.history import Outcome
 
 from .holdings import Expiry, acquired, holdings, removals, removed_between, takings
-from .index import Broken
+from .index import Broken, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -384,6 +384,7 @@ def a_block_raises_what_its_body_raises(index: Index) -> Iterator[Broken]:
             )
 
 
+@once
 def _releases(index: Index) -> dict[str, Operation]:
     return {
         operation.facts["token"]: operation
