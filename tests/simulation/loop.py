@@ -352,7 +352,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if timeout <= 0.0:
                 return
             # epoll waits for whole milliseconds, rounded up.
-            if timeout > LONGEST_WAIT:  # noqa: PLR1730 (faster than `min`)
+            if timeout > LONGEST_WAIT:  # noqa: PLR1730 (faster than min)
                 timeout = LONGEST_WAIT
             until = self.now - timeout * -1000 // 1 / 1000
         steps, most = self.steps, self.max_steps

@@ -28,7 +28,7 @@ PACKAGE = "tests.simulation"
 SEED_LIMIT = 20.0  # seconds of real time; a seed usually takes less than 0.03 s
 
 _FILLS_CACHES = (1, 10, 100, 1000)
-"""After how many seeds the garbage collector begins to ignore what is still in use: caches."""
+"""Numbers of seeds after which `gc.freeze` excludes what is still in use: caches."""
 
 
 def load(
