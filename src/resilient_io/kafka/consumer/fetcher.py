@@ -19,7 +19,7 @@ from ..errors import (
 from ..record import UnreadableRecord
 from . import internals
 from .assignment import AssignedPartition
-from .fetched import raise_fetch_error, take_fetched
+from .fetched import fetched_partitions, raise_fetch_error, take_fetched
 from .positions import GroupOffsets
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Fetcher:
         self._milestone_at = 0
         self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
         self._backoff_delay = 0.0
-        self._first = 0  # the partition whose records are unpacked first
+        self._first = 0  # index of the assigned partition whose turn it is
 
     # --- state
 
@@ -301,21 +301,29 @@ class Fetcher:
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
     ) -> list[tuple[AssignedPartition, list[Record]]]:
         """Return the next records that have arrived, and have those after them fetched."""
-        for assigned in wanted:
+        if not wanted:
+            return []
+        arrived = fetched_partitions(instance)
+        first = self._first % len(wanted)
+        ready = [
+            assigned
+            for assigned in wanted[first:] + wanted[:first]
+            if assigned.fetched is not None or assigned.partition in arrived
+        ]
+        for assigned in ready:
             if assigned.fetched is None:
                 assigned.fetched = take_fetched(instance, assigned.partition)
         found: list[tuple[AssignedPartition, list[Record]]] = []
-        first = self._first % max(1, len(wanted))
-        for assigned in wanted[first:] + wanted[:first]:
+        for assigned in ready:
             try:
                 records = self._deserialize(assigned, self._receive(instance, assigned, most))
             except Exception:
-                self._first += 1  # begin with another partition, which may be readable
+                self._first = wanted.index(assigned) + 1  # the next one may be readable
                 if found:
                     break  # the unreadable records are fetched again, and raise again
                 raise
             if assigned.fetched is None:
-                self._first += 1
+                self._first = wanted.index(assigned) + 1
             if records:
                 found.append((assigned, records))
                 most -= len(records)

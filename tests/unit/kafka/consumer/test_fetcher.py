@@ -53,7 +53,8 @@ async def test_arriving_records_wake_a_waiting_fetch(world):
 
 async def test_partitions_take_turns_while_more_arrives_of_each(world):
     world.per_request = 4
-    await world.join(A, B)
+    empty = [TopicPartition("t", number) for number in range(2, 5)]
+    await world.join(A, *empty, B)
     turns = [await world.fetch_offsets(4) for _ in range(5)]
     assert turns == [
         {A: [0, 1, 2, 3]},
