@@ -617,8 +617,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-queued-call-sent",
         "cancellation",
         "redis/connection.py",
-        "if True in [entry.done() for entry in compress(queue, data)]:",
-        "if False not in [entry.done() for entry in compress(queue, data)]:",
+        "cancelled = any(map(_is_done, queue))",
+        "cancelled = all(map(_is_done, queue))",
         "A write that was cancelled before its loop tick ended is sent together with the others.",
     ),
     PlantedBug(

@@ -469,6 +469,17 @@ _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
 
 
+LONG_KEY = 256
+BULK_HEADERS = tuple(f"${length}\r\n" for length in range(LONG_KEY))
+"""How short arguments begin in a packed request, by their length."""
+
+KEY_ONLY = 2
+"""The number of arguments of a command with a key alone."""
+
+SIZED = (bytes, str)
+"""The types of values whose size is checked before they are packed."""
+
+
 class Packer:
     """Packs commands as redis-py's encoder would, with hiredis where both agree."""
 

@@ -10,7 +10,6 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import replace
-from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import hiredis
@@ -26,7 +25,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .attempt import Command, MultiplexedCall, confirm_idle
+from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, confirm_idle
 from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
@@ -339,7 +338,9 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
+    async def execute_command(  # noqa: C901 (the hot path)
+        self, *args: Any, **options: Any
+    ) -> Any:
         """Send one command and return its reply, as redis-py does.
 
         Raises:
@@ -357,9 +358,9 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             or not spec.simple
             or not self._hot
             or get_ident() != multiplexer.thread
-            or not multiplexer.is_running()
+            or not (connection.continuing or multiplexer.is_running())
             or (options and NEVER_DECODE in options)
-            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
+            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(operation)
@@ -367,18 +368,24 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
-        try:
-            data = _pack(args)
-        except TypeError:
-            data = self._packer.pack(spec.words, args)
-        if len(data) > LARGE:
-            return await self._execute(args, options)
+        key = args[-1]
+        if len(args) == KEY_ONLY and type(key) is str and key.isascii() and len(key) < LONG_KEY:
+            # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
+            data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
+        else:
+            try:
+                data = _pack(args)
+            except TypeError:
+                data = self._packer.pack(spec.words, args)
+            if len(data) > LARGE:
+                return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
             # Ten thousand dictionaries would keep the garbage collector busy.
             options = _NO_OPTIONS
         else:
             options.pop("keys", None)
-        future = multiplexer.create_future()
+        create_future = multiplexer.create_future  # called as an attribute, it would take longer
+        future = create_future()
         connection.send(future, data)
         started = connection.clock
         try:

@@ -387,7 +387,7 @@ class ResponseQueue:
         left = request.count - request.position
         reply: object
         try:
-            while len(replies) < left:
+            while left:
                 try:
                     reply = gets()
                 except UnicodeDecodeError as error:
@@ -398,6 +398,7 @@ class ResponseQueue:
                     self._pushed(reply)
                 else:
                     replies.append(reply)
+                    left -= 1
         finally:  # also before garbage
             for _ in replies:
                 self.waiting.popleft()
@@ -439,6 +440,8 @@ class ResponseQueue:
         return bool(waiting)
 
 
+_is_done: Any = asyncio.Future.done
+
 _ENOUGH = 25
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
@@ -468,12 +471,12 @@ class MultiplexedConnection(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "__weakref__", "_crowded", "_data", "_driver", "_driver_protocol", "_end", "_enough",
-        "_fenced", "_in_flight", "_loop", "_owner", "_paused", "_queue", "_repeats_paid",
-        "_responses", "_retirement", "_scheduled", "_time", "_wakes_directly", "_watchdog",
-        "_writer", "bytes_received", "bytes_sent", "client_id", "clock", "deadline", "delayed",
-        "encoder", "ended", "extra_timeout", "flushed", "full", "limit", "load", "lost", "name",
-        "opened", "peer", "protocol", "replies", "response_timeout", "retired", "socket",
-        "transport",
+        "_fenced", "_has_requests", "_in_flight", "_loop", "_owner", "_paused", "_queue",
+        "_repeats_paid", "_responses", "_retirement", "_scheduled", "_time", "_wakes_directly",
+        "_watchdog", "_writer", "bytes_received", "bytes_sent", "client_id", "clock",
+        "continuing", "deadline", "delayed", "encoder", "ended", "extra_timeout", "flushed",
+        "full", "limit", "load", "lost", "name", "opened", "peer", "protocol", "replies",
+        "response_timeout", "retired", "socket", "transport",
     )
     # fmt: on
 
@@ -509,10 +512,13 @@ class MultiplexedConnection(asyncio.Protocol):
         self._in_flight = InFlightWrites(latencies, lag)
         self._queue: list[Entry] = []
         self._data: list[bytes] = []
+        self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
         self._scheduled = False
         self._crowded = False
+        self.continuing = False
+        """Whether a read is just now continuing tasks, so that their loop is certainly running."""
         self._paused = False
         self.extra_timeout = 0.0
         """Seconds that a blocking command may be silent beyond the response timeout."""
@@ -646,6 +652,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def send_request(self, request: PendingRequest) -> None:
         """Send all commands of a request without other commands between them."""
         request.assign(self, self.flushed + len(self._queue))
+        self._has_requests = True
         self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
         if not request.special:
             self.send(request, request.data)
@@ -768,8 +775,13 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         queue, self._queue = self._queue, []
         data, self._data = self._data, []
-        # The data of a request of several commands is with the first one.
-        if True in [entry.done() for entry in compress(queue, data)]:
+        if self._has_requests:
+            self._has_requests = False
+            # The data of a request of several commands is with the first one.
+            cancelled = True in [entry.done() for entry in compress(queue, data)]
+        else:
+            cancelled = any(map(_is_done, queue))
+        if cancelled:
             queue, data = self._without_cancelled(queue, data)
         if queue:
             waiting = self._responses.waiting
@@ -837,10 +849,13 @@ class MultiplexedConnection(asyncio.Protocol):
         try:
             self._receive(data, wakeups)
         finally:
-            if len(wakeups) > 1:
-                self._wake(wakeups)
-            elif wakeups:
-                wake(self._loop, wakeups)
+            if wakeups:
+                self.continuing = True
+                if len(wakeups) > 1:
+                    self._wake(wakeups)
+                else:
+                    wake(self._loop, wakeups)
+                self.continuing = False
 
     def _wake(self, wakeups: list[Wakeup]) -> None:
         """Continue several tasks. What they send is written together."""

@@ -73,6 +73,9 @@ if TYPE_CHECKING:
 
 _OPTIONS = itemgetter(1)  # of a queued command
 
+_NO_OPTIONS: dict[str, Any] = {}
+"""The options of most commands: a dictionary each would keep the garbage collector busy."""
+
 _LOADING = replace(SPECS["SCRIPT LOAD"], effect=Effect.READ)
 """Loading a script before a batch: if its reply is lost, nothing of the batch was applied."""
 
@@ -261,14 +264,16 @@ class BatchCall(Call):
         for load in dict.fromkeys(load for load in loads if load is not None):
             self._multiplexer.submit(PendingRequest(load))
 
-    def _clean(self, replies: Iterable[Any]) -> bool:
+    def _clean(self, replies: Sequence[Any]) -> bool:
         """Remove secrets from error replies, also from those inside the reply to EXEC.
 
         Return whether there are error replies.
         """
         found = False
         # The reply to EXEC is a list, and may contain errors.
-        unusual = (Exception, list) if self._transaction else Exception
+        unusual = (Exception, list) if self._transaction else (Exception,)
+        if not _contains(replies, unusual):
+            return False
         for reply in [reply for reply in replies if isinstance(reply, unusual)]:
             if isinstance(reply, Exception):
                 remove_secrets(reply, self._multiplexer.target.secrets)
@@ -424,15 +429,19 @@ class BatchCall(Call):
 
         The callback of a command is looked up once, if its commands have no options.
         """
-        callbacks: dict[object, Callable[..., Any] | None] = {}
+        table = self._pipeline.callback_table
+        callbacks = {
+            name: callback_of(table, name) for name in {args[0] for args, _ in self._commands}
+        }
+        converted = self._options or any(callbacks.values())
+        if not converted and not _contains(self._answers, (Exception,)):
+            return self._answers
         results: list[object] = []
         for (args, options), reply in zip(self._commands, self._answers, strict=True):
             name = args[0]
             if options or isinstance(reply, Exception):
                 results.append(await self._read(len(results), reply))
                 continue
-            if name not in callbacks:
-                callbacks[name] = callback_of(self._pipeline.response_callbacks, name)
             callback = callbacks[name]
             if callback is None:
                 results.append(reply)
@@ -455,6 +464,11 @@ class BatchCall(Call):
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error
+
+
+def _contains(replies: Iterable[object], kinds: tuple[type, ...]) -> bool:
+    """Return whether a reply is of one of the kinds. Most replies have the same type."""
+    return any(issubclass(kind, kinds) for kind in set(map(type, replies)))
 
 
 def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> AttemptFailed | None:
@@ -528,9 +542,10 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             """Queue a command, as redis-py does, or send it now between WATCH and MULTI."""
             if (self.watching or args[0] == "WATCH") and not self.explicit_transaction:
                 return self.immediate_execute_command(*args, **options)
-            # An option for redis-py's client-side cache, which its asyncio client does not have.
-            options.pop("keys", None)
-            self.command_stack.append((args, options))
+            if options:
+                # For redis-py's client-side cache, which its asyncio client does not have.
+                options.pop("keys", None)
+            self.command_stack.append((args, options or _NO_OPTIONS))
             return self
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
@@ -706,17 +721,14 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         # Within MULTI, no command blocks.
         blocking = not transaction and any(spec.block is not None for spec in distinct)
         operation = "EXEC" if transaction else "PIPELINE"
-        waiting = (
-            Command(spec, args, options)
-            for spec, (args, options) in zip(specs, commands, strict=True)
-            if blocking
-        )
+        waiting = zip(specs, commands, strict=True) if blocking else ()
+        block = block_of(Command(spec, args, options) for spec, (args, options) in waiting)
         exclusive = _WatchedCall(
             self,
             operation,
             self._exchange,
             specs,
-            block=block_of(waiting),
+            block=block,
             prepare=self._load_hashes,
         )
         if self.connection is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis.asyncio as driver
 
+from resilient_io.redis import ResilientRedis
 from resilient_io.redis.frequent import FrequentCommands
 
 KEY = "key"
@@ -70,3 +71,14 @@ def test_frequent_command_sends_what_the_method_of_redis_py_sends(
 def test_frequent_command_rejects_missing_arguments(name: str) -> None:
     with pytest.raises(TypeError):
         getattr(Ours(), name)()
+
+
+@pytest.mark.parametrize("reply", [b"OK", "OK", None, b"QUEUED", b"\xff"])
+@pytest.mark.parametrize("options", [{}, {"get": True}, {"get": False}])
+def test_reply_to_set_is_read_as_by_redis_py(reply: Any, options: dict[str, Any]) -> None:
+    read, expected = (
+        kind().response_callbacks["SET"](reply, **options)
+        for kind in (ResilientRedis, driver.Redis)
+    )
+    assert read == expected
+    assert type(read) is type(expected)

@@ -9,7 +9,6 @@ import functools
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import hiredis
@@ -28,7 +27,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import format_address, redact_credentials
 from resilient_io.validation import check_name, check_number, check_seconds
 
-from ..attempt import Command, MultiplexedCall, Packer
+from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
@@ -251,7 +250,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(  # noqa: C901, PLR0911 (the hot path)
+    async def execute_command(  # noqa: C901, PLR0911, PLR0912 (the hot path)
         self, *args: Any, **options: Any
     ) -> Any:
         """Send one command to the node that has its keys, and return its reply, as redis-py does.
@@ -282,25 +281,31 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         if (
             connection is None
             or get_ident() != multiplexer.thread
-            or not multiplexer.is_running()
+            or not (connection.continuing or multiplexer.is_running())
             or (options and ("target_nodes" in options or NEVER_DECODE in options))
-            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
+            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             return await self._execute(args, options)
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
-        try:
-            data = _pack(args)
-        except TypeError:
-            data = self._packer.pack(spec.words, args)
-        if len(data) > LARGE:
-            return await self._execute(args, options)
+        key = args[-1]
+        if len(args) == KEY_ONLY and type(key) is str and key.isascii() and len(key) < LONG_KEY:
+            # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
+            data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
+        else:
+            try:
+                data = _pack(args)
+            except TypeError:
+                data = self._packer.pack(spec.words, args)
+            if len(data) > LARGE:
+                return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
             options = _NO_OPTIONS
         else:
             options.pop("keys", None)
-        future = multiplexer.create_future()
+        create_future = multiplexer.create_future  # called as an attribute, it would take longer
+        future = create_future()
         connection.send(future, data)
         started = connection.clock
         try:
