@@ -179,6 +179,7 @@ class ConsumerSubscription:
     pattern: str | None
     partitions: tuple[TopicPartition, ...]
     group: str | None
+    retry_topics: tuple[str, ...] = ()  # read in addition, during a `run` with retry topics
 
     def __str__(self) -> str:
         what = self.pattern or ", ".join(
@@ -191,9 +192,11 @@ class ConsumerSubscription:
         if self.partitions:
             instance.assign(list(self.partitions))
         elif self.pattern is not None:
-            instance.subscribe(pattern=self.pattern, listener=listener)
+            further = [f"{re.escape(topic)}$" for topic in self.retry_topics]
+            pattern = "|".join([f"(?:{self.pattern})", *further]) if further else self.pattern
+            instance.subscribe(pattern=pattern, listener=listener)
         else:
-            instance.subscribe(topics=list(self.topics), listener=listener)
+            instance.subscribe(topics=[*self.topics, *self.retry_topics], listener=listener)
 
 
 def check_subscription(

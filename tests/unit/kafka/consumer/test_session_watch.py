@@ -141,6 +141,8 @@ async def test_a_consumer_without_a_group_has_no_heartbeats():
 class HeldProcessor(Processor):
     """The processor of a `run`, reduced to a list of calls of `hold`."""
 
+    retry_topics = ()
+
     def __init__(self, calls):
         self._calls = calls
 
