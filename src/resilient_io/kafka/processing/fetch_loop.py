@@ -79,6 +79,7 @@ class FetchLoop:
         self._gate = gate
         self._retry_topics = retry_topics
         self._due_timers: dict[TopicPartition, asyncio.TimerHandle] = {}
+        self._waited: dict[TopicPartition, int] = {}  # records before this offset are due
         self._arrived = arrived
         self._slow: list[TopicPartition] = []
         self._changed: asyncio.Future[None] | None = None
@@ -119,6 +120,7 @@ class FetchLoop:
         self._source.resume(partitions, _SLOW)
         self._source.resume(partitions, _NOT_DUE)
         for partition in partitions:
+            self._waited.pop(partition, None)
             if (timer := self._due_timers.pop(partition, None)) is not None:
                 timer.cancel()
         self._slow = [each for each in self._slow if each not in partitions]
@@ -201,19 +203,26 @@ class FetchLoop:
                 progress.done(record.offset)
                 continue
             wait = self._retry_topics.seconds_until_due(record)
-            if wait > 0.0:
-                if self._source.put_back(partition, records[index:]):
-                    self._hold(partition, wait)
+            if wait > 0.0 and record.offset >= self._waited.get(partition, 0):
+                rest = records[index:]
+                if self._source.put_back(partition, rest):
+                    self._hold(partition, wait, rest[-1].offset + 1)
                 break
             due.append(record)
         return due
 
-    def _hold(self, partition: TopicPartition, seconds: float) -> None:
+    def _hold(self, partition: TopicPartition, seconds: float, end: int) -> None:
+        delay, until = self._retry_topics.delays[partition.topic], 0
+        if seconds > delay:
+            # The clock of the writer was ahead of this one. After the delay, all records that were
+            # known at its begin are due.
+            seconds, until = delay, end
         self._source.pause([partition], _NOT_DUE)
         self._due_timers[partition] = asyncio.get_running_loop().call_later(
-            seconds, self._is_due, partition
+            seconds, self._release, partition, until
         )
 
-    def _is_due(self, partition: TopicPartition) -> None:
+    def _release(self, partition: TopicPartition, waited_until: int) -> None:
         del self._due_timers[partition]
+        self._waited[partition] = waited_until
         self._source.resume([partition], _NOT_DUE)

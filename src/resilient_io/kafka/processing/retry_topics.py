@@ -84,7 +84,7 @@ class RetryTopics:
     def __init__(self, topics: Sequence[RetryTopic], group: str) -> None:
         self.names = tuple(dict.fromkeys(topic.name for topic in topics))
         self._topics = topics
-        self._delays = {topic.name: topic.delay for topic in topics}
+        self.delays = {topic.name: topic.delay for topic in topics}
         self._group = group
 
     def next_of(self, record: Record) -> RetryTopic | None:
@@ -112,12 +112,11 @@ class RetryTopics:
         due = number_header(record, "x-retry-due")
         if due is None:  # it was written by another program
             return 0.0
-        # The clock of the process that wrote the record may be ahead of this one.
-        return min(max(0.0, due / 1000 - wall_clock.now()), self._delays[record.topic])
+        return max(0.0, due / 1000 - wall_clock.now())
 
     def past_failures(self, record: Record) -> PastFailures:
         """Return how a record has failed before; not at all if it is not from a retry topic."""
-        if record.topic not in self._delays:
+        if record.topic not in self.delays:
             return PastFailures()
         waited = max(0.0, wall_clock.now() - record.timestamp / 1000)
         return PastFailures(
@@ -129,7 +128,7 @@ class RetryTopics:
 
     def original(self, record: Record) -> Record:
         """Return a record of a retry topic as it was in its own topic; others are unchanged."""
-        if record.topic not in self._delays:
+        if record.topic not in self.delays:
             return record
         found = copy.copy(record)
         found._source = record
@@ -164,7 +163,7 @@ class RetryTopics:
 
     def _passed(self, record: Record) -> int:
         """Return the number of retry topics that a record has passed."""
-        if record.topic not in self._delays:
+        if record.topic not in self.delays:
             return 0
         return number_header(record, "x-retries") or self.names.index(record.topic) + 1
 

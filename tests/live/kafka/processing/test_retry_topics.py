@@ -1,16 +1,11 @@
 """Retry topics on a real broker: nothing is lost, whatever ends a `run` in between."""
 
 import asyncio
-import json
-import logging
 import time
-from collections import Counter
 
 import pytest
-from aiokafka import AIOKafkaProducer
 
-from resilient_io import ConfigurationError, HandlerPolicy, RetryTopic
-from resilient_io.kafka import DeadLetter, ResilientKafkaProducer, replay_dead_letters
+from resilient_io import HandlerPolicy, RetryTopic
 
 SOON = 40.0
 ONCE = HandlerPolicy(attempts=1)

@@ -62,7 +62,18 @@ class FakeSource:
             del self.progress_of[each]
             self.reasons[each].discard("revoked")
 
-    def put(self, key, value=b"v", number=0, *, topic="t", headers=(), error=None, read_as=None):
+    def put(
+        self,
+        key,
+        value=b"v",
+        number=0,
+        *,
+        topic="t",
+        timestamp=None,
+        headers=(),
+        error=None,
+        read_as=None,
+    ):
         """Append a record; `read_as` is its deserialized value, `error` why it has none."""
         where = partition(number, topic)
         offset = len(self.log[where])
@@ -70,7 +81,7 @@ class FakeSource:
             topic=where.topic,
             partition=number,
             offset=offset,
-            timestamp=1_000 + offset,
+            timestamp=1_000 + offset if timestamp is None else timestamp,
             timestamp_type=0,
             key=key,
             value=value,
