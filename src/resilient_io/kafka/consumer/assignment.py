@@ -12,7 +12,7 @@ from . import internals
 from .commit_metadata import CommitMetadata, merge_ranges, ranges_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -229,9 +229,18 @@ class Assignment:
             self._counters.resumed += 1
         return True
 
-    def stop_fetching(self, instance: ConsumerDriver) -> list[AssignedPartition]:
-        """Stop fetching from all partitions of an instance, which stay assigned until `remove`."""
-        going = [each for each in self._assigned.values() if each.instance is instance]
+    def stop_fetching(
+        self, instance: ConsumerDriver, keep: Callable[[str], bool] | None = None
+    ) -> list[AssignedPartition]:
+        """Stop fetching from the partitions of an instance, which stay assigned until `remove`.
+
+        `keep` returns whether to continue with a topic; None continues with none.
+        """
+        going = [
+            each
+            for each in self._assigned.values()
+            if each.instance is instance and (keep is None or not keep(each.partition.topic))
+        ]
         for each in going:
             each.fetchable = False
         return going

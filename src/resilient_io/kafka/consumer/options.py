@@ -187,6 +187,12 @@ class ConsumerSubscription:
         )
         return what if self.group is None else f"{what} as {self.group}"
 
+    def includes(self, topic: str) -> bool:
+        """Return whether a topic is read."""
+        if topic in self.topics or topic in self.retry_topics:
+            return True
+        return self.pattern is not None and re.match(self.pattern, topic) is not None
+
     def apply(self, instance: ConsumerDriver, listener: ConsumerRebalanceListener) -> None:
         """Subscribe a started instance, which then joins the group in the background."""
         if self.partitions:

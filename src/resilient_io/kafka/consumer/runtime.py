@@ -347,10 +347,12 @@ class ConsumerRuntime:
         self._positions.read_from_beginning(retry_topics)
         instance = self._subscribed
         if instance is not None:
-            if self.subscription.pattern is None:
-                # aiokafka forgets the assignment immediately, and revokes it a moment later. With
-                # a pattern, it does both only if other topics match.
-                self.assignment.stop_fetching(instance)
+            # aiokafka forgets the assignment immediately, and revokes it a moment later. With a
+            # pattern, it does both once it knows that other topics match.
+            with_pattern = self.subscription.pattern is not None
+            self.assignment.stop_fetching(
+                instance, keep=self.subscription.includes if with_pattern else None
+            )
             self._subscribe(instance)
 
     def _attached(self, instance: ConsumerDriver) -> None:
