@@ -12,7 +12,7 @@ from . import internals
 from .commit_metadata import CommitMetadata, merge_ranges, ranges_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -230,16 +230,16 @@ class Assignment:
         return True
 
     def stop_fetching(
-        self, instance: ConsumerDriver, keep: Callable[[str], bool] | None = None
+        self, instance: ConsumerDriver, partitions: Collection[TopicPartition] | None = None
     ) -> list[AssignedPartition]:
-        """Stop fetching from the partitions of an instance, which stay assigned until `remove`.
+        """Stop fetching from partitions of an instance, which stay assigned until `remove`.
 
-        `keep` returns whether to continue with a topic; None continues with none.
+        None means all of them.
         """
         going = [
             each
             for each in self._assigned.values()
-            if each.instance is instance and (keep is None or not keep(each.partition.topic))
+            if each.instance is instance and (partitions is None or each.partition in partitions)
         ]
         for each in going:
             each.fetchable = False

@@ -187,7 +187,7 @@ class ConsumerSubscription:
         )
         return what if self.group is None else f"{what} as {self.group}"
 
-    def includes(self, topic: str) -> bool:
+    def reads(self, topic: str) -> bool:
         """Return whether a topic is read."""
         if topic in self.topics or topic in self.retry_topics:
             return True

@@ -349,10 +349,10 @@ class ConsumerRuntime:
         if instance is not None:
             # aiokafka forgets the assignment immediately, and revokes it a moment later. With a
             # pattern, it does both once it knows that other topics match.
-            with_pattern = self.subscription.pattern is not None
-            self.assignment.stop_fetching(
-                instance, keep=self.subscription.includes if with_pattern else None
-            )
+            going = self.assignment.partitions
+            if self.subscription.pattern is not None:
+                going = tuple(each for each in going if not self.subscription.reads(each.topic))
+            self.assignment.stop_fetching(instance, going)
             self._subscribe(instance)
 
     def _attached(self, instance: ConsumerDriver) -> None:

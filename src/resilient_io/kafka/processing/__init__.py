@@ -5,7 +5,7 @@ record whose handler fails.
 """
 
 from ..stats import RunStats
-from .failed_records import ADDED_HEADERS, header, number_header
+from .headers import ADDED_HEADERS, header, number_header
 from .options import (
     DeadLetter,
     Failure,

@@ -12,6 +12,8 @@ from resilient_io.errors import DependencyUnavailable
 from resilient_io.retry import Backoff
 from resilient_io.text import clean_text
 
+from .headers import ADDED_HEADERS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -115,46 +117,6 @@ class FailedRecordWriter:
                 "error": type(error).__name__,
             },
         )
-
-
-UNKNOWN_HEADER = ("x-outcome-unknown", b"1")
-"""Header of a record whose handler is called again after it raised `OutcomeUnknown`."""
-
-ORIGIN_HEADERS = (
-    "x-original-topic",
-    "x-original-partition",
-    "x-original-offset",
-    "x-original-timestamp",
-)
-FAILURE_HEADERS = (
-    "x-error-type",
-    "x-error-message",
-    "x-attempts",
-    "x-attempts-not-counted",
-    "x-first-failure-ago",
-    "x-last-failure-ago",
-    "x-outcome-unknown",
-)
-RETRY_HEADERS = ("x-retries", "x-retry-due", "x-retry-group")
-"""The headers of a record in a retry topic: its number among the retry topics of the record, when
-it is due in milliseconds since 1970, and the group that wrote it."""
-
-ADDED_HEADERS = (*ORIGIN_HEADERS, *FAILURE_HEADERS, *RETRY_HEADERS)
-"""The headers that a failed record may have in addition to its own."""
-
-
-def header(record: Record, name: str) -> str | None:
-    """Return the first header of a record with this name as text, or None."""
-    for given, value in record.headers:
-        if given == name:
-            return bytes(value).decode(errors="replace")
-    return None
-
-
-def number_header(record: Record, name: str) -> int | None:
-    """Return a header that is a number of at least 0, or None."""
-    text = header(record, name)
-    return int(text) if text is not None and text.isdecimal() else None
 
 
 def failure_headers(record: Record, state: RetryState, now: float) -> list[tuple[str, bytes]]:

@@ -17,13 +17,8 @@ from resilient_io.retry import backoff_bound
 
 from ..record import place_of
 from .dependencies import has_unknown_outcome
-from .failed_records import (
-    BACKOFF,
-    BACKOFF_CAP,
-    UNKNOWN_HEADER,
-    describe_failure,
-    failure_headers,
-)
+from .failed_records import BACKOFF, BACKOFF_CAP, describe_failure, failure_headers
+from .headers import UNKNOWN_HEADER
 from .options import Failure, Verdict, half_jitter
 from .scheduler import Action, RetryState
 

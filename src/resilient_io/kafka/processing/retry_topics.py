@@ -7,7 +7,6 @@ as well, and holds each of its partitions until its first record is due.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from resilient_io import wall_clock
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_name, check_seconds
 
-from .failed_records import ADDED_HEADERS, UNKNOWN_HEADER, header, number_header
+from .headers import PastFailures, header, number_header, original_record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -68,16 +67,6 @@ class RetryTopic:
         return cls(name, int(number) * _UNITS[unit])
 
 
-@dataclass(frozen=True, slots=True)
-class PastFailures:
-    """The failures of a record before it was written to the retry topic that it was read from."""
-
-    attempts: int = 0
-    not_counted: int = 0
-    outcome_unknown: int = 0
-    seconds: float = 0.0  # since the first one
-
-
 class RetryTopics:
     """The retry topics of a `run`, in the order in which a record passes them."""
 
@@ -118,31 +107,14 @@ class RetryTopics:
         """Return how a record has failed before; not at all if it is not from a retry topic."""
         if record.topic not in self.delays:
             return PastFailures()
-        waited = max(0.0, wall_clock.now() - record.timestamp / 1000)
-        return PastFailures(
-            attempts=number_header(record, "x-attempts") or 0,
-            not_counted=number_header(record, "x-attempts-not-counted") or 0,
-            outcome_unknown=number_header(record, "x-outcome-unknown") or 0,
-            seconds=_seconds(header(record, "x-first-failure-ago")) + waited,
-        )
+        return PastFailures.of(record, wall_clock.now())
 
     def original(self, record: Record) -> Record:
         """Return a record of a retry topic as it was in its own topic; others are unchanged."""
         if record.topic not in self.delays:
             return record
-        found = copy.copy(record)
-        found._source = record
+        found = original_record(record)
         found.retries = self._passed(record)
-        found.headers = tuple(each for each in record.headers if each[0] not in ADDED_HEADERS)
-        if header(record, UNKNOWN_HEADER[0]) is not None:
-            found.headers = (*found.headers, UNKNOWN_HEADER)
-        topic = header(record, "x-original-topic")
-        partition = number_header(record, "x-original-partition")
-        offset = number_header(record, "x-original-offset")
-        timestamp = number_header(record, "x-original-timestamp")
-        if topic is not None and partition is not None and offset is not None:
-            found.topic, found.partition, found.offset = topic, partition, offset
-            found.timestamp = record.timestamp if timestamp is None else timestamp
         return found
 
     def handler_of_originals(
@@ -202,11 +174,3 @@ def check_retry_topics(
                 f"handled again and again"
             )
     return RetryTopics(checked, group)
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        seconds = float(text or 0.0)
-    except ValueError:
-        return 0.0
-    return seconds if math.isfinite(seconds) else 0.0

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from ..record import PartitionProgress, Record
+    from .headers import PastFailures
     from .options import Order, RunLimits
-    from .retry_topics import PastFailures
 
 
 class Action(enum.Enum):
