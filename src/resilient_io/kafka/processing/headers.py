@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..record import Record
 
+_MAX_DIGITS = 20  # of a number in a header
+
 UNKNOWN_HEADER = ("x-outcome-unknown", b"1")
 """Header of a record whose handler is called again after it raised `OutcomeUnknown`."""
 
@@ -47,7 +49,9 @@ def header(record: Record, name: str) -> str | None:
 def number_header(record: Record, name: str) -> int | None:
     """Return a header that is a number of at least 0, or None."""
     text = header(record, name)
-    return int(text) if text is not None and text.isdecimal() else None
+    if text is None or not text.isdecimal() or len(text) > _MAX_DIGITS:
+        return None
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

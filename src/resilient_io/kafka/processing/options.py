@@ -51,7 +51,8 @@ class Failure:
         record: The record. If it could not be deserialized, `record.error` is the reason and
             `record.raw_value` the bytes.
         error: The last exception of the handler, or the exception of the deserializer.
-        attempts: Handler calls that count; 0 if the record could not be deserialized.
+        attempts: Handler calls that count, including those before it waited in retry topics; 0 if
+            the record could not be deserialized.
         outcome_unknown: Number of all calls that raised `OutcomeUnknown`.
         seconds: Time from the first failure to the last, in seconds.
     """

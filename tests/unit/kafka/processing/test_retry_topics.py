@@ -85,7 +85,7 @@ def test_a_retry_topic_refuses_invalid_delays(delay):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let the wall clock follow the loop's; `clock.ahead` is the difference."""
+    """Make the wall clock follow the loop's; `clock.ahead` is the difference."""
 
     class Clock:
         ahead = 1_700_000_000.0
