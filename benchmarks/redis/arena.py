@@ -12,8 +12,7 @@ from benchmarks.worker import Worker
 from resilient_io.testing import RedisServer, RedisServerCluster
 
 from .clients import CLUSTER
-from .plan import CLIENTS, CLUSTER_CLIENTS, KEYS, OURS
-from .worker import value_of
+from .plan import CLIENTS, CLUSTER_CLIENTS, KEYS, OURS, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
