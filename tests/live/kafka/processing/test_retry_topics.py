@@ -294,6 +294,7 @@ async def test_a_group_reads_its_own_records_only_and_from_the_beginning(
     shared_kafka, name, topics, produce, consumer_of
 ):
     """Two groups share the topics, and read theirs with the default of auto_offset_reset."""
+    await produce(shared_kafka, topics[0].name, range(100, 104))  # before either group reads it
     calls = {group: Counter() for group in ("one", "two")}
     groups = {group: f"{name}.{group}" for group in calls}
     consumers = {
@@ -315,11 +316,13 @@ async def test_a_group_reads_its_own_records_only_and_from_the_beginning(
                 await consumer.position(partition)
         await produce(shared_kafka, name, range(20))
         for run, consumer in zip(runs, consumers.values(), strict=True):
-            await run.until(lambda consumer=consumer: consumer.run_stats().skipped == 10)
+            await run.until(lambda consumer=consumer: consumer.run_stats().skipped == 12)
         await asyncio.sleep(0.5)
     for odd, group in enumerate(calls):
         expected = Counter({(number, 0): 1 for number in range(20)})
+        expected.update({(number, 1): 1 for number in range(100, 104)})
         expected.update({(n, retries): 1 for n in range(odd, 20, 2) for retries in (1, 2)})
+        expected.update({(number, 2): 1 for number in range(100 + odd, 104, 2)})
         assert calls[group] == expected
 
 

@@ -426,6 +426,19 @@ async def test_missing_topics_end_the_run(scenes):
         await scene.start(handle)
 
 
+async def test_closing_does_not_wait_until_topics_are_found(scenes):
+    scene = scenes(retry_topics=TOPICS)
+
+    async def never(topics):
+        await asyncio.get_running_loop().create_future()
+
+    scene.source.require_topics = never
+    running = scene.start(handle)
+    await asyncio.sleep(1.0)
+    await scene.aclose()
+    assert running.result() is None
+
+
 async def test_closing_does_not_wait_for_records_that_wait(retrying, until):
     scene = retrying()
     for _ in range(3):
