@@ -217,7 +217,9 @@ class Positions:
         internals.reset_position(assigned.instance, assigned.partition, beginning=beginning)
 
     def _strategy_of(self, partition: TopicPartition) -> Strategy:
-        return "earliest" if partition.topic in self._from_beginning else self._strategy
+        if partition.topic in self._from_beginning:
+            return "earliest"
+        return self._strategy
 
     # --- while reading
 
