@@ -133,7 +133,7 @@ class Positions:
         self._health = health
         self._reporter = health.reporter()
         self._assignment = assignment
-        self._strategy = strategy
+        self._strategy: Strategy = strategy
         self._on_gap = on_gap
         self._degraded_for = degraded_for
         self._timeout = timeout

@@ -365,11 +365,15 @@ async def test_a_held_partition_is_read_again_when_it_comes_back(retrying, until
     scene.start(handler)
     await until(lambda: scene.source.paused(SHORT))
     await asyncio.sleep(0.5)
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, found: errors.append(found))
     await scene.source.revoke(SHORT)
     await asyncio.sleep(0.5)
     scene.source.assign(SHORT)
     await until(lambda: scene.source.paused(SHORT))
     await until(lambda: len(handler.done) == 2)
+    await asyncio.sleep(2.0)
+    assert errors == []
     times = handler.times_of()
     assert [times[2] - times[0], times[3] - times[1]] == [pytest.approx(2.0, abs=0.2)] * 2
     assert scene.source.committable(topic="t.retry.2s") == 2
