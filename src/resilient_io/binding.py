@@ -6,10 +6,7 @@ import asyncio
 import os
 import random
 import weakref
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final, Protocol
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
 """The source of jitter, names and tokens of everything that was not given another one.
@@ -18,26 +15,28 @@ It has no state, so that clients, loops and forks can share it. A `random.Random
 would take 2.5 KB, and continue alike in every forked process.
 """
 
-_callbacks: dict[weakref.ref[Callable[[], None]], None] = {}
+
+class SocketOwner(Protocol):
+    """An object whose sockets belong to the process that opened them."""
+
+    def note_fork(self) -> None:
+        """Use none of them: this process is a child of that one."""
 
 
-def notify_on_fork(callback: Callable[[], None]) -> None:
-    """Call a method in every child process, for as long as its object exists.
+_owners: weakref.WeakKeyDictionary[SocketOwner, None] = weakref.WeakKeyDictionary()
+
+
+def notify_on_fork(owner: SocketOwner) -> None:
+    """Call the `note_fork` of an object in every child process, for as long as the object exists.
 
     A child process shares the sockets of its parent, so it must not use them.
     """
-    _callbacks[weakref.WeakMethod(callback, _forget)] = None
-
-
-def _forget(known: weakref.ref[Callable[[], None]]) -> None:
-    _callbacks.pop(known, None)
+    _owners[owner] = None
 
 
 def _after_fork() -> None:
-    for known in list(_callbacks):
-        callback = known()
-        if callback is not None:
-            callback()
+    for owner in list(_owners):
+        owner.note_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -52,7 +51,7 @@ class LoopBinding:
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         self.forked = False
-        notify_on_fork(self.note_fork)
+        notify_on_fork(self)
 
     @property
     def closed(self) -> bool:

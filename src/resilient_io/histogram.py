@@ -17,7 +17,7 @@ class Latencies:
     __slots__ = ("_buckets", "count", "total")
 
     def __init__(self) -> None:
-        self._buckets: list[int] = []  # up to the longest latency so far
+        self._buckets: dict[int, int] = {}  # in no order, without the empty ones
         self.count = 0
         self.total = 0.0
 
@@ -26,19 +26,16 @@ class Latencies:
         index = int(math.log2(seconds / _FLOOR) * _PER_OCTAVE) if seconds > _FLOOR else 0
         try:
             self._buckets[index] += count
-        except IndexError:
+        except KeyError:
             index = min(index, _BUCKETS - 1)
-            self._buckets += [0] * (index + 1 - len(self._buckets))
-            self._buckets[index] += count
+            self._buckets[index] = self._buckets.get(index, 0) + count
         self.count += count
         self.total += seconds * count
 
     def add(self, other: Latencies) -> None:
         """Add everything that another histogram has recorded."""
-        missing = len(other._buckets) - len(self._buckets)
-        self._buckets += [0] * max(missing, 0)
-        for index, count in enumerate(other._buckets):
-            self._buckets[index] += count
+        for index, count in other._buckets.items():
+            self._buckets[index] = self._buckets.get(index, 0) + count
         self.count += other.count
         self.total += other.total
 
@@ -47,8 +44,7 @@ class Latencies:
         """The non-empty buckets as `(upper_bound_seconds, count)`."""
         return tuple(
             (_FLOOR * math.exp2((index + 1) / _PER_OCTAVE), count)
-            for index, count in enumerate(self._buckets)
-            if count
+            for index, count in sorted(self._buckets.items())
         )
 
     @property
@@ -58,8 +54,8 @@ class Latencies:
 
     def _quantile(self, share: float) -> float | None:
         seen = 0
-        for index, count in enumerate(self._buckets):
+        for index, count in sorted(self._buckets.items()):
             seen += count
-            if count and seen >= share * self.count:
+            if seen >= share * self.count:
                 return _FLOOR * math.exp2((index + 0.5) / _PER_OCTAVE)
         return None

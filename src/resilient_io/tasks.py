@@ -55,7 +55,7 @@ class Signal:
 
     def __init__(self) -> None:
         self._set = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[None]] | None = None  # until the first one
 
     def is_set(self) -> bool:
         """Return whether `wait` returns immediately."""
@@ -64,7 +64,7 @@ class Signal:
     def set(self) -> None:
         """Wake all tasks that wait."""
         self._set = True
-        wake(self._waiters)
+        wake(self._waiters or ())
 
     def clear(self) -> None:
         """Make `wait` wait from now on."""
@@ -75,24 +75,11 @@ class Signal:
         if self._set:
             return
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        if self._waiters is None:
+            self._waiters = []
+        waiters = self._waiters
+        waiters.append(waiter)
         try:
             await waiter
         finally:
-            self._waiters.remove(waiter)
-
-
-async def wait_for_first(first: asyncio.Future[None], second: asyncio.Future[None]) -> None:
-    """Wait until one of two futures is done, as `asyncio.wait` does, which keeps 1 KB meanwhile."""
-    waiter = asyncio.get_running_loop().create_future()
-
-    def wake_waiter(_: asyncio.Future[None]) -> None:
-        wake([waiter])
-
-    first.add_done_callback(wake_waiter)
-    second.add_done_callback(wake_waiter)
-    try:
-        await waiter
-    finally:
-        first.remove_done_callback(wake_waiter)
-        second.remove_done_callback(wake_waiter)
+            waiters.remove(waiter)

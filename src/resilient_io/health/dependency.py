@@ -500,8 +500,9 @@ class Dependency:
         if self._loop is None or self._loop.is_closed():
             self._prober.abandon()  # its task ended, or will never end, with its loop
             return None
+        attached = client in self._prober.clients
         task = self._prober.remove(client)
-        if task is not None and not self._prober.running:
+        if attached and not self._prober.running:
             self._publish(self._machine.forget(self._loop.time()))
         return task
 

@@ -24,6 +24,15 @@ class Machine:
     that it caused, or None.
     """
 
+    # fmt: off
+    __slots__ = (
+        "_contact", "_counted", "_failovers", "_falls", "_good", "_last_good", "_limitation",
+        "_not_serving", "_parts", "_refusal", "_remark", "_suspected", "_trouble", "cause",
+        "changes", "detail", "failures", "latency", "name", "probes_failed", "probes_ok",
+        "refusals", "settings", "since", "state", "streak", "transitions",
+    )
+    # fmt: on
+
     def __init__(self, name: str, settings: HealthSettings) -> None:
         self.name = name
         self.settings = settings

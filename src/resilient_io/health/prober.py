@@ -1,4 +1,4 @@
-"""The probe task of a dependency: when it probes, and what the results mean."""
+"""When a dependency is probed, and what the results mean."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import contextvars
 import logging
 import math
+import types
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from resilient_io.link import describe_silence
 
@@ -18,7 +20,7 @@ from .states import Cause, ProbeDegraded, ProbeFailed, State, clean_detail
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 
     from resilient_io.link import LinkState
 
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 _SUSPICION_SPACING = 0.02
 # Seconds below which no time is left: a rounding error would never elapse on a virtual loop.
 _RESOLUTION = 1e-6
-_EARLY = 0.05  # part of the interval by which a probe may be early; see `Alarm`
+_EARLY = 0.2  # part of the interval by which a probe may be early; see `Alarm`
 _ACKNOWLEDGED = 0.1  # seconds; how long before a probe its host may have been heard
+
+_UP = State.UP  # a member of an enumeration takes longer to look up than a global
 
 _log = logging.getLogger("resilient_io.health")
 
@@ -60,42 +64,174 @@ class Client:
     replied_elsewhere: Callable[[], float] = never
 
 
-class _Scope:
-    """Ends the running probe early, as `asyncio.timeout` does, but one serves all of a task."""
+class _Probe:
+    """A running probe, which can be ended early, as by `asyncio.timeout`.
 
-    __slots__ = ("_before", "_handle", "_loop", "_task", "expired")
+    Args:
+        task: The task in which it runs.
+        client: Whose probe it is.
+        suspicious: Whether it uses a new connection, because a failure is suspected.
+        began: The loop time at which it began.
+        lost: How much time had been lost by then that is not the dependency's.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-        self._loop = loop
-        self._task = task
-        self._before = 0
+    __slots__ = (
+        "_handle", "began", "client", "expired", "lost", "silence", "suspicious", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        task: asyncio.Task[None],
+        client: Client,
+        suspicious: bool,  # noqa: FBT001 - keywords take time, here once for each probe
+        began: float,
+        lost: float,
+    ) -> None:
+        self.task = task
+        self.client = client
+        self.suspicious = suspicious
+        self.began = began
+        self.lost = lost
+        self.silence = ""  # what was known about the links when its time was over
         self._handle: asyncio.Handle | None = None
         self.expired = False
-        """Whether the probe was ended."""
-
-    def enter(self) -> None:
-        """Begin with the next probe."""
-        self._before, self.expired = self._task.cancelling(), False
+        """Whether it was ended."""
 
     def end(self) -> None:
         """End the probe in the next iteration of the loop. Idempotent."""
         if self._handle is None and not self.expired:
-            self._handle = self._loop.call_soon(self._expire)
+            self._handle = self.task.get_loop().call_soon(self._expire)
 
     def leave(self) -> bool:
         """Return whether a CancelledError of the probe is due to `end` alone."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        return self.expired and self._task.uncancel() <= self._before
+        return self.expired and self.task.uncancel() <= 0
 
     def _expire(self) -> None:
         self._handle, self.expired = None, True
-        self._task.cancel()
+        self.task.cancel()
+
+
+_runners: dict[asyncio.AbstractEventLoop, _Runner] = {}
+
+
+class _Runner:
+    """Runs the probes that are due in one event loop, many of them in one task.
+
+    To wake a task for each probe takes longer than a probe that ends without waiting. One that
+    waits keeps the task, so that it can be cancelled, and the others get another one.
+    """
+
+    __slots__ = ("_due", "_loop", "_started", "task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[Prober] = deque()
+        self._started = False
+        self.task: asyncio.Task[None] | None = None
+        """The latest task."""
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _Runner:
+        """Return the runner of an event loop."""
+        runner = _runners.get(loop)
+        if runner is None:
+            for other in [other for other in _runners if other.is_closed()]:
+                del _runners[other]
+            runner = _runners[loop] = cls(loop)
+        return runner
+
+    def add(self, prober: Prober) -> None:
+        """Queue a prober for the next iteration of the loop, or for after the current one."""
+        self._due.append(prober)
+        if not self._started:
+            self._start()
+
+    def _start(self) -> None:
+        self._started = True
+        # An empty context: the task outlives the call that starts it, and the call's deadline.
+        self.task = self._loop.create_task(
+            self._run(), name="resilient-io probes", context=contextvars.Context()
+        )
+
+    async def _run(self) -> None:
+        await self._run_due()
+
+    @types.coroutine
+    def _run_due(self) -> Generator[Any, None, None]:
+        task, due = asyncio.current_task(self._loop), self._due
+        assert task is not None, "a task runs this"  # noqa: S101
+        shared = True
+        try:
+            while due and shared and not task.cancelling():
+                prober = due.popleft()
+                probe = prober.begin(task)
+                if probe is None:
+                    continue
+                try:
+                    work = _as_coroutine(probe.client.probe(probe.suspicious))
+                    try:
+                        awaited = work.send(None)
+                    except StopIteration as end:
+                        latency = end.value
+                    else:
+                        shared = False
+                        self._hand_over()
+                        prober.limit(probe)
+                        latency = yield from _Rest(work, awaited)
+                except (Exception, asyncio.CancelledError) as error:
+                    if not prober.failed(probe, error):
+                        raise
+                else:
+                    prober.answered(probe, latency)
+        finally:
+            if shared:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._started = False
+        if self._due:
+            self._start()
+
+
+def _as_coroutine(work: Awaitable[float]) -> Coroutine[Any, Any, float]:
+    return work if isinstance(work, types.CoroutineType) else _await(work)
+
+
+async def _await(work: Awaitable[float]) -> float:
+    return await work
+
+
+class _Rest:
+    """The rest of a coroutine that awaits something, as if it had not begun to."""
+
+    __slots__ = ("_awaited", "_work", "close", "throw")
+
+    def __init__(self, work: Coroutine[Any, Any, float], awaited: object) -> None:
+        self._work = work
+        self._awaited = [awaited]
+        self.throw, self.close = work.throw, work.close
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self._awaited.pop() if self._awaited else self._work.send(None)
 
 
 class Prober:
-    """Owns the probe task, which exists while at least one client is attached."""
+    """Probes a dependency while at least one client is attached to it."""
+
+    # fmt: off
+    __slots__ = (
+        "_alarm", "_clients", "_early", "_ended", "_interval", "_logged_bug", "_long_pauses",
+        "_machine", "_note", "_overruled", "_pause", "_preempted", "_publish", "_queued",
+        "_resolved", "_rng", "_runner", "_running", "_settings", "_suspected", "_suspicion_ended",
+        "_time", "lag",
+    )
+    # fmt: on
 
     def __init__(
         self,
@@ -106,21 +242,18 @@ class Prober:
     ) -> None:
         self._machine = machine
         self._settings = machine.settings
-        self._early = _EARLY * machine.settings.interval
+        self._interval = machine.settings.interval
+        self._early = _EARLY * self._interval
         self._rng = rng
         self._publish = publish
         self._note = note
-        self._clients: list[Client] = []
-        self._task: asyncio.Task[None] | None = None
+        self._clients: tuple[Client, ...] = ()
         self.lag: LoopLag | None = None
         self._time: Callable[[], float] = never
-        self._alarm: Alarm | None = None  # of the task, for its pauses and for its probes
-        self._sleeper: asyncio.Future[bool] | None = None
-        self._scope: _Scope | None = None  # around the running probe
-        self._limit = (0.0, 0.0)  # when it began, and how much time had been lost by then
-        self._silence = ""  # what was known about the links when its time was over
-        self._probed: Client | None = None  # whose probe is running
-        self._probing_suspicion = False
+        self._alarm: Alarm | None = None  # for the pauses and for the probes
+        self._runner: _Runner | None = None
+        self._queued = False  # whether it waits for its turn
+        self._running: _Probe | None = None
         self._logged_bug = False
         self._resolved: asyncio.Future[None] | None = None  # done when the suspicion is resolved
         self._reset()
@@ -137,48 +270,61 @@ class Prober:
     @property
     def clients(self) -> tuple[Client, ...]:
         """The clients, in the order in which they were attached."""
-        return tuple(self._clients)
+        return self._clients
 
     @property
     def running(self) -> bool:
-        """Whether a client is attached, and so a probe task runs."""
+        """Whether a client is attached, and so probes are made."""
         return bool(self._clients)
 
     def add(self, client: Client) -> None:
-        """Attach a client. The first one starts the task."""
-        self._clients.append(client)
-        if self._task is None:
+        """Attach a client. With the first one, probing begins."""
+        self._clients = (*self._clients, client)
+        if len(self._clients) == 1:
+            loop = asyncio.get_running_loop()
             self.lag = LoopLag.acquire()
+            self._time, self._alarm, self._runner = (
+                loop.time,
+                Alarm(loop, self._ring),
+                _Runner.of(loop),
+            )
             self._reset()
-            self._start()
+            self._wake()
 
     def remove(self, client: Client) -> asyncio.Task[None] | None:
         """Detach a client. Return the cancelled task that may still run its probe, or None."""
         if client not in self._clients:
             return None
-        self._clients.remove(client)
-        task = self._task
-        if task is None or (self._clients and self._probed is not client):
+        self._clients = tuple(other for other in self._clients if other is not client)
+        task, probe = None, self._running
+        if self._clients and (probe is None or probe.client is not client):
             return None
-        task.cancel()
-        self._task = None
-        # Another client's suspicion is not resolved by a probe that is cancelled.
-        self._suspected = self._suspected or (self._scope is not None and self._probing_suspicion)
+        if probe is not None:
+            task = probe.task
+            task.cancel()
+            # Another client's suspicion is not resolved by a probe that is cancelled.
+            self._suspected = self._suspected or probe.suspicious
+            self._running = None
+        elif self._queued and self._runner is not None:
+            task = self._runner.task
         self._resolve_suspicion()
         if self._clients:
-            self._start()
+            self._wake()
         else:
-            self._release_lag()
+            self._stop()
         return task
 
     def abandon(self) -> None:
         """Forget the clients and the task of a closed loop."""
-        self._clients.clear()
-        self._task = self._sleeper = self._scope = self._probed = self._resolved = None
-        self._alarm = None
-        self._release_lag()
+        self._clients = ()
+        self._running = self._resolved = None
+        self._queued = False
+        self._stop()
 
-    def _release_lag(self) -> None:
+    def _stop(self) -> None:
+        if self._alarm is not None:
+            self._alarm.stop()
+            self._alarm = None
         if self.lag is not None:
             self.lag.release()
             self.lag = None
@@ -188,14 +334,12 @@ class Prober:
         if self._machine.state is State.DOWN:
             return
         self._suspected = True
-        scope = self._scope
-        if scope is not None and scope.expired:
-            return  # the running probe is failing; the next one checks the suspicion
-        if scope is not None and not self._probing_suspicion and not self._preempted:
-            self._preempted = True
-            scope.end()
-        elif self._sleeper is not None:
-            self._wake(self._sleeper)
+        probe = self._running
+        if probe is None:
+            self._wake()
+        elif not (probe.expired or probe.suspicious or self._preempted):
+            self._preempted = True  # if it expired, the next probe checks the suspicion
+            probe.end()
 
     def take_unreachable(self, detail: str, since: float) -> None:
         """Take the finding of a client that nothing was acknowledged since `since`.
@@ -205,26 +349,26 @@ class Prober:
         """
         if self._machine.state is State.DOWN:
             return
-        if self._task is None or self._last_reply() > since:
+        if not self._clients or self._last_reply() > since:
             self.suspect()
             return
         self._suspected = False
         now = self._ended = self._suspicion_ended = asyncio.get_running_loop().time()
         change = self._machine.probe_failed(now, Cause.UNREACHABLE, detail, definite=True)
         self._pause = self._draw_pause()
-        scope = self._scope
-        if scope is not None and not scope.expired and not self._preempted:
+        probe = self._running
+        if probe is None:
+            self._wake()
+        elif not (probe.expired or self._preempted):
             self._preempted = True
-            scope.end()
-        elif self._sleeper is not None:
-            self._wake(self._sleeper)
+            probe.end()
         self._publish(change)
         self._resolve_suspicion()
 
     def suspicion_resolved(self) -> asyncio.Future[None] | None:
         """Return a future that is done when the suspicion is resolved; None if there is none."""
-        pending = self._suspected or (self._scope is not None and self._probing_suspicion)
-        if not pending or self._task is None or self._machine.state is State.DOWN:
+        pending = self._suspected or (self._running is not None and self._running.suspicious)
+        if not pending or not self._clients or self._machine.state is State.DOWN:
             return None
         if self._resolved is None:
             self._resolved = asyncio.get_running_loop().create_future()
@@ -235,43 +379,45 @@ class Prober:
             self._resolved.set_result(None)
             self._resolved = None
 
-    def _start(self) -> None:
-        # An empty context: the task outlives the call that starts it, and the call's deadline.
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(),
-            name=f"resilient-io probe {self._machine.name}",
-            context=contextvars.Context(),
-        )
+    def _wake(self) -> None:
+        """Take a turn soon."""
+        if self._runner is not None and self._clients and not self._queued:
+            self._queued = True
+            self._runner.add(self)
 
-    async def _run(self) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None, "a task runs this"  # noqa: S101
-        self._time = loop.time
-        alarm = self._alarm = Alarm(loop, self._ring)
-        scope = _Scope(loop, task)
-        machine, due = self._machine, False
-        when, early = 0.0, self._early
-        try:
-            while True:
-                if not due or self._suspected or machine.state is not State.UP:
-                    when, early = self._next()
-                    due = when - early <= loop.time()
-                    if len(self._clients) > 1 and machine.state.answering:
-                        self._keep_alive(self._clients[0] if due else None)
-                if due:
-                    due = False
-                    if not await self._probe(self._clients[0], alarm, scope):
-                        continue
-                    when, early = self._ended + self._settings.interval, self._early
-                sleeper = self._sleeper = loop.create_future()
-                alarm.set(when, early)
-                try:
-                    due = await sleeper
-                finally:
-                    if self._sleeper is sleeper:
-                        self._sleeper = None
-        finally:
-            alarm.stop()
+    def begin(self, task: asyncio.Task[None]) -> _Probe | None:
+        """Return a probe that is due, to be run in `task`. Otherwise, set the alarm for the next.
+
+        The runner must report how the probe ended, and call `limit` if it does not end at once.
+        """
+        self._queued = False
+        machine, lag, clients = self._machine, self.lag, self._clients
+        if lag is None or self._running is not None:
+            return None  # there is no client any more, or an earlier probe has not ended
+        now = self._time()
+        when, early = self._next()
+        due = when - early <= now
+        if len(clients) > 1 and machine.state.answering:
+            self._keep_alive(clients[0] if due else None)
+        if not due:
+            self._ring_at(when, early)
+            return None
+        suspicious = self._suspected or (machine.state is not _UP and not machine.state.answering)
+        self._suspected = self._preempted = False
+        lost = lag.stalled_at(now) + clients[0].queued()
+        self._running = _Probe(task, clients[0], suspicious, now, lost)
+        return self._running
+
+    def limit(self, probe: _Probe) -> None:
+        """Limit the time of a probe, which waits for something."""
+        probe.task.set_name(f"resilient-io probe {self._machine.name}")
+        if self._running is probe:
+            # Usually this is the time of the next probe, too.
+            self._ring_at(probe.began + self._settings.timeout, self._early)
+
+    def _ring_at(self, when: float, early: float) -> None:
+        if self._alarm is not None:
+            self._alarm.set(when, early)
 
     def _keep_alive(self, probed: Client | None) -> None:
         """Have the idle clients use their connections, which a load balancer may forget.
@@ -286,84 +432,88 @@ class Prober:
     def _next(self) -> tuple[float, float]:
         """Return when the next probe is due, and by how many seconds it may be early."""
         state = self._machine.state
+        if state is _UP and not self._suspected:
+            elsewhere = self._clients[0].replied_elsewhere()
+            return max(self._ended, self._last_reply(), elsewhere) + self._interval, self._early
         if state is State.DOWN:
             return self._ended + self._pause, _RESOLUTION
         if self._suspected:
             return self._suspicion_ended + _SUSPICION_SPACING, _RESOLUTION
         if state is State.UNKNOWN:
             return self._ended, _RESOLUTION
-        last = self._ended
-        if state is State.UP:
-            last = max(last, self._last_reply(), self._clients[0].replied_elsewhere())
-        return last + self._settings.interval, self._early
+        return self._ended + self._interval, self._early
 
     def _ring(self) -> None:
-        if self._scope is not None:
-            self._check_time(self._scope)
-            return
-        sleeper, alarm = self._sleeper, self._alarm
-        if sleeper is None or alarm is None:
-            return
-        if len(self._clients) == 1:
-            due, early = self._next()
-            if due - early > self._time():
-                alarm.set(due, early)  # replies have arrived since it was set
-                return
-        # Of clients that ring together, one may ping for the others: they look again.
-        alone = len(self._clients) == 1 and self._clients[0].replied_elsewhere is never
-        self._wake(sleeper, due=alone)
-
-    def _wake(self, sleeper: asyncio.Future[bool], *, due: bool = False) -> None:
-        """End the pause before the next probe, of which it may be known that it is `due`."""
-        if not sleeper.done():
-            sleeper.set_result(due)
+        if self._running is None:
+            self._wake()  # replies may have arrived since the alarm was set: then it is set again
+        else:
+            self._check_time(self._running)
 
     def _last_reply(self) -> float:
         if len(self._clients) == 1:
             return self._clients[0].last_reply()
         return max((client.last_reply() for client in self._clients), default=-math.inf)
 
-    async def _probe(self, client: Client, alarm: Alarm, scope: _Scope) -> bool:
-        """Probe, and take the result. Return whether it is UP, and nothing has changed."""
-        machine, time = self._machine, self._time
-        suspicious = self._suspected or not machine.state.answering
-        self._suspected = self._preempted = False
-        began = time()
+    def answered(self, probe: _Probe, latency: float) -> None:
+        """Take the good result of a probe."""
+        probe.leave()
+        if self._running is not probe:
+            return  # its client was detached
+        self._running = None
+        machine, now = self._machine, self._time()
+        change = machine.probe_ok(now, latency)
+        if change is None and machine.state is _UP and not (probe.suspicious or self._preempted):
+            self._ended = now
+            if self._suspected:
+                self._wake()
+            else:
+                self._ring_at(now + self._interval, self._early)
+            return
+        self._end(probe, now, change, None)
+
+    def failed(self, probe: _Probe, error: BaseException) -> bool:
+        """Take the exception of a probe. Return whether it was one; it may be a cancellation."""
+        ended = probe.leave()
+        detached = self._running is not probe
+        if not detached:
+            self._running = None
+        machine, now = self._machine, self._time()
         failure: ProbeFailed | None = None
         change: Change | None = None
-        # Usually this is the time of the next probe, too.
-        alarm.set(began + self._settings.timeout, self._early)
-        try:
-            latency = await self._run_probe(client, began, scope, suspicious=suspicious)
-        except ProbeDegraded as answer:
-            now = time()
-            change = machine.probe_degraded(
-                now, answer.cause, clean_detail(answer.detail), answer.latency
-            )
-        except ProbeFailed as exc:
-            failure, now = exc, time()
-        else:
-            now = time()
-            change = machine.probe_ok(now, latency)
-        if self._preempted:
-            return False  # without a result: the probe of the suspicion follows
-        self._ended = now
-        if not suspicious and failure is None and change is None and machine.state is State.UP:
-            return True
-        if suspicious:
-            self._suspicion_ended = self._ended
-        if failure is not None:
-            failure.detail = clean_detail(failure.detail)
-            self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
-            change = self._take_failure(failure, began, suspicious=suspicious)
-        if machine.state is State.DOWN:
-            self._pause = self._draw_pause()
-        else:
-            self._long_pauses = 0
-        self._publish(change)
-        if suspicious:
-            self._resolve_suspicion()
-        return False
+        if isinstance(error, ProbeFailed):
+            failure = error
+        elif not isinstance(error, ProbeDegraded):
+            failure = self._explain(error, probe, ended=ended)
+            if failure is None:
+                return False
+        elif not detached:
+            detail = clean_detail(error.detail)
+            change = machine.probe_degraded(now, error.cause, detail, error.latency)
+        if not detached:
+            self._end(probe, now, change, failure)
+        return True
+
+    def _end(
+        self, probe: _Probe, now: float, change: Change | None, failure: ProbeFailed | None
+    ) -> None:
+        """Publish a change, and plan the next probe."""
+        machine = self._machine
+        if not self._preempted:  # otherwise without a result: the probe of the suspicion follows
+            self._ended = now
+            if probe.suspicious:
+                self._suspicion_ended = now
+            if failure is not None:
+                failure.detail = clean_detail(failure.detail)
+                self._note("probe failed", cause=failure.cause.value, detail=failure.detail)
+                change = self._take_failure(failure, probe.began, suspicious=probe.suspicious)
+            if machine.state is State.DOWN:
+                self._pause = self._draw_pause()
+            else:
+                self._long_pauses = 0
+            self._publish(change)
+            if probe.suspicious:
+                self._resolve_suspicion()
+        self._wake()
 
     def _take_failure(
         self, failure: ProbeFailed, began: float, *, suspicious: bool
@@ -406,59 +556,40 @@ class Prober:
         )
         return self._rng.uniform(0.5 * settings.reconnect_interval, bound)
 
-    async def _run_probe(
-        self, client: Client, began: float, scope: _Scope, *, suspicious: bool
-    ) -> float:
-        """Run a client's probe within the time limit. Every failure becomes a `ProbeFailed`."""
-        lag = self.lag
-        assert lag is not None, "there is a client"  # noqa: S101
-        self._limit, self._silence = (began, lag.stalled_at(began) + client.queued()), ""
-        ended = False
-        scope.enter()
-        self._scope, self._probed, self._probing_suspicion = scope, client, suspicious
-        try:
-            try:
-                return await client.probe(suspicious)
-            finally:
-                ended = scope.leave()
-                if self._scope is scope:
-                    self._scope = self._probed = None
-        except (ProbeFailed, ProbeDegraded):
-            raise
-        except (TimeoutError, asyncio.CancelledError) as exc:
-            task = asyncio.current_task()
-            if ended or isinstance(exc, TimeoutError):
-                detail = f"no answer within {self._settings.timeout:g} s"
-                detail += f": {self._silence}" if self._silence else ""
-                raise ProbeFailed(Cause.TIMED_OUT, detail) from None
-            if task is None or task.cancelling():
-                raise
-            raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None
-        # The supervisor's boundary: a bug in a probe must not end the task.
-        except Exception as exc:
-            if not self._logged_bug:
-                self._logged_bug = True
-                _log.exception(
-                    "%s: the probe raised an unexpected exception; it counts as failed",
-                    self._machine.name,
-                    extra={"event": "probe_raised", "dependency": self._machine.name},
-                )
-            raise ProbeFailed(Cause.OTHER, f"the probe raised {type(exc).__name__}") from exc
+    def _explain(self, error: BaseException, probe: _Probe, *, ended: bool) -> ProbeFailed | None:
+        """Return the failure that an exception of a probe means; `ended` if it was ended early."""
+        if isinstance(error, TimeoutError) or (ended and isinstance(error, asyncio.CancelledError)):
+            detail = f"no answer within {self._settings.timeout:g} s"
+            detail += f": {probe.silence}" if probe.silence else ""
+            return ProbeFailed(Cause.TIMED_OUT, detail)
+        if isinstance(error, asyncio.CancelledError):
+            if probe.task.cancelling():
+                return None
+            return ProbeFailed(Cause.OTHER, "the probe cancelled itself")
+        # A bug in a probe must not end the probing.
+        if not self._logged_bug:
+            self._logged_bug = True
+            _log.error(
+                "%s: the probe raised an unexpected exception; it counts as failed",
+                self._machine.name,
+                exc_info=error,
+                extra={"event": "probe_raised", "dependency": self._machine.name},
+            )
+        return ProbeFailed(Cause.OTHER, f"the probe raised {type(error).__name__}")
 
-    def _check_time(self, scope: _Scope) -> None:
+    def _check_time(self, probe: _Probe) -> None:
         """End the running probe if its time is over."""
-        loop, lag, client = asyncio.get_running_loop(), self.lag, self._probed
-        if self._alarm is None or lag is None or client is None:
+        loop, lag, client = asyncio.get_running_loop(), self.lag, probe.client
+        if self._alarm is None or lag is None:
             return
-        began, lost = self._limit
         # Time during which our own loop was blocked is not the dependency's, nor is the time in
         # which the probe waits for its turn to connect.
-        lost = lag.stalled + client.queued() - lost
-        left = self._settings.timeout - (loop.time() - began - lost)
+        lost = lag.stalled + client.queued() - probe.lost
+        left = self._settings.timeout - (loop.time() - probe.began - lost)
         if left > _RESOLUTION:
             self._alarm.set(loop.time() + left, _RESOLUTION)
-        elif not scope.expired:  # a suspicion may have ended this probe already
+        elif not probe.expired:  # a suspicion may have ended this probe already
             # The first request of a probe is acknowledged soon after the probe began.
             within = self._settings.timeout + _ACKNOWLEDGED
-            self._silence = describe_silence(client.links(), within=within)
-            scope.end()
+            probe.silence = describe_silence(client.links(), within=within)
+            probe.end()

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any
 from redis.client import CaseInsensitiveDict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .attempt import Callbacks
 
 _tables: dict[tuple[str, bool], Callbacks] = {}
 """redis-py's tables, by the protocol and by whether it returns the types of RESP2."""
+
+
+def shorten_for_ok(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return redis-py's callback for SET, which returns True for a plain OK without decoding it."""
+
+    def read(reply: Any, **options: Any) -> Any:
+        if type(reply) is bytes and reply == b"OK" and not options:
+            return True
+        return callback(reply, **options)
+
+    return read
 
 
 class SharedCallbacks:
@@ -43,6 +54,7 @@ class SharedCallbacks:
         if table is None:
             table = _tables[kind] = self.callback_table
             table.update(changes)
+            table["SET"] = shorten_for_ok(table["SET"])
         self.callback_table, self._callbacks_shared = table, True
 
     def own_callbacks(self) -> Callbacks:

@@ -16,22 +16,24 @@ from redis.exceptions import InvalidResponse, RedisError
 from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
+from resilient_io.wakeups import TaskWakeup, can_wake, wake
 
-from .connect import free_streams
+from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
 from .large_replies import LargeReplies, may_begin
-from .wakeups import TaskWakeup, can_wake, wake
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
+    from resilient_io.wakeups import Wakeup
 
-    from .wakeups import Wakeup
+
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 
 
 class ConnectionLost(Exception):
@@ -385,7 +387,7 @@ class ResponseQueue:
         left = request.count - request.position
         reply: object
         try:
-            while len(replies) < left:
+            while left:
                 try:
                     reply = gets()
                 except UnicodeDecodeError as error:
@@ -396,6 +398,7 @@ class ResponseQueue:
                     self._pushed(reply)
                 else:
                     replies.append(reply)
+                    left -= 1
         finally:  # also before garbage
             for _ in replies:
                 self.waiting.popleft()
@@ -437,6 +440,8 @@ class ResponseQueue:
         return bool(waiting)
 
 
+_is_done: Any = asyncio.Future.done
+
 _ENOUGH = 25
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
@@ -465,12 +470,13 @@ class MultiplexedConnection(asyncio.Protocol):
     # A dictionary of so many attributes takes 1.6 KB.
     # fmt: off
     __slots__ = (
-        "__weakref__", "_crowded", "_data", "_driver_protocol", "_enough", "_in_flight",
-        "_loop", "_owner", "_paused", "_queue", "_repeats_paid", "_responses", "_scheduled",
-        "_time", "_wakes_directly", "_watchdog", "bytes_received", "bytes_sent",
-        "client_id", "clock", "closed", "connection", "deadline", "delayed", "ended",
-        "extra_timeout", "fenced", "flushed", "full", "limit", "load", "lost", "name",
-        "opened", "peer", "replies", "response_timeout", "retired", "socket", "transport",
+        "__weakref__", "_crowded", "_data", "_driver", "_driver_protocol", "_end", "_enough",
+        "_fenced", "_has_requests", "_in_flight", "_loop", "_owner", "_paused", "_queue",
+        "_repeats_paid", "_responses", "_retirement", "_scheduled", "_time", "_wakes_directly",
+        "_watchdog", "_writer", "bytes_received", "bytes_sent", "client_id", "clock",
+        "continuing", "deadline", "delayed", "encoder", "ended", "extra_timeout", "flushed",
+        "full", "limit", "load", "lost", "name", "opened", "peer", "protocol", "replies",
+        "response_timeout", "retired", "socket", "transport",
     )
     # fmt: on
 
@@ -494,7 +500,9 @@ class MultiplexedConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._wakes_directly = direct_wakeups and can_wake(self._loop)
-        self.connection = connection
+        self.encoder: Any = connection.encoder
+        self.protocol: object = getattr(connection, "protocol", None)
+        """The version of RESP. Only RESP3 has push messages."""
         self.name = name
         self.client_id = client_id
         self.response_timeout = response_timeout
@@ -504,10 +512,13 @@ class MultiplexedConnection(asyncio.Protocol):
         self._in_flight = InFlightWrites(latencies, lag)
         self._queue: list[Entry] = []
         self._data: list[bytes] = []
+        self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
         self._scheduled = False
         self._crowded = False
+        self.continuing = False
+        """Whether a read is just now continuing tasks, so that their loop is certainly running."""
         self._paused = False
         self.extra_timeout = 0.0
         """Seconds that a blocking command may be silent beyond the response timeout."""
@@ -524,10 +535,12 @@ class MultiplexedConnection(asyncio.Protocol):
         self.bytes_received = 0
         self.lost: ConnectionLost | None = None
         self._repeats_paid: bool | None = None
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-        self.retired: asyncio.Future[None] = self._loop.create_future()
-        self.fenced: asyncio.Future[bool] = self._loop.create_future()
-        """Whether the server can no longer apply anything that this connection sent."""
+        self.retired = False
+        """Whether it accepts no more calls, and is closed after the last reply."""
+        # Each takes 0.14 KB, and a connection that stays open needs none of them.
+        self._end: asyncio.Future[None] | None = None
+        self._retirement: asyncio.Future[None] | None = None
+        self._fenced: asyncio.Future[bool] | None = None
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
@@ -537,8 +550,8 @@ class MultiplexedConnection(asyncio.Protocol):
         self.peer: Any = self.transport.get_extra_info("peername")
         self._watchdog = Watchdog(self, self._in_flight, self._responses, path)
         self.transport.set_protocol(self)
-        if not detachable:
-            free_streams(connection)
+        self._driver: Any = connection if detachable else None
+        self._writer = None if detachable else take_writer(connection)
 
     # -- for callers -----------------------------------------------------------------------
 
@@ -582,6 +595,29 @@ class MultiplexedConnection(asyncio.Protocol):
         """The number of calls without a reply, including those whose caller no longer waits."""
         return len(self._responses.waiting) + len(self._queue)
 
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """A future that is done when its transport is closed."""
+        if self._end is None:
+            self._end = self._loop.create_future()
+        return self._end
+
+    @property
+    def retirement(self) -> asyncio.Future[None]:
+        """A future that is done when it is `retired`."""
+        if self._retirement is None:
+            self._retirement = self._loop.create_future()
+            if self.retired:
+                self._retirement.set_result(None)
+        return self._retirement
+
+    @property
+    def fenced(self) -> asyncio.Future[bool]:
+        """Whether the server can no longer apply anything that this connection sent."""
+        if self._fenced is None:
+            self._fenced = self._loop.create_future()
+        return self._fenced
+
     def is_next(self, request: PendingRequest) -> bool:
         """Return whether the next reply belongs to this request."""
         waiting = self._responses.waiting
@@ -616,6 +652,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def send_request(self, request: PendingRequest) -> None:
         """Send all commands of a request without other commands between them."""
         request.assign(self, self.flushed + len(self._queue))
+        self._has_requests = True
         self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
         if not request.special:
             self.send(request, request.data)
@@ -653,12 +690,17 @@ class MultiplexedConnection(asyncio.Protocol):
 
     async def query(self, *words: Any) -> Any:
         """Send a command of the library itself and return its reply. There is no time limit."""
-        reply = await self.ask(b"".join(self.connection.pack_command(*words)))
+        reply = await self.ask(self.pack(words))
         if isinstance(reply, RedisError):
             raise reply
         if isinstance(reply, Exception):
             raise ConnectionResetError(str(reply))
         return reply
+
+    def pack(self, words: Iterable[object]) -> bytes:
+        """Return the packed words of a command of the library itself."""
+        encode = self.encoder.encode
+        return _pack(tuple(bytes(encode(word)) for word in words))
 
     def listen(self, pushed: Callable[[list[Any]], object]) -> None:
         """Pass each push message of the server to `pushed`, which must not send anything itself."""
@@ -666,7 +708,9 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def retire(self) -> list[tuple[Entry, bytes]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""
-        self.retired.set_result(None)
+        self.retired = True
+        if self._retirement is not None:
+            self._retirement.set_result(None)
         unsent = self._take_queue(ConnectionLost(REPLACED, self))
         if not self._responses.waiting:
             self.close(REPLACED)
@@ -731,8 +775,13 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         queue, self._queue = self._queue, []
         data, self._data = self._data, []
-        # The data of a request of several commands is with the first one.
-        if True in [entry.done() for entry in compress(queue, data)]:
+        if self._has_requests:
+            self._has_requests = False
+            # The data of a request of several commands is with the first one.
+            cancelled = True in [entry.done() for entry in compress(queue, data)]
+        else:
+            cancelled = any(map(_is_done, queue))
+        if cancelled:
             queue, data = self._without_cancelled(queue, data)
         if queue:
             waiting = self._responses.waiting
@@ -800,10 +849,13 @@ class MultiplexedConnection(asyncio.Protocol):
         try:
             self._receive(data, wakeups)
         finally:
-            if len(wakeups) > 1:
-                self._wake(wakeups)
-            elif wakeups:
-                wake(self._loop, wakeups)
+            if wakeups:
+                self.continuing = True
+                if len(wakeups) > 1:
+                    self._wake(wakeups)
+                else:
+                    wake(self._loop, wakeups)
+                self.continuing = False
 
     def _wake(self, wakeups: list[Wakeup]) -> None:
         """Continue several tasks. What they send is written together."""
@@ -831,7 +883,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self.load -= self._in_flight.answer(answered)
             if not self._responses.waiting:
                 self.extra_timeout = 0.0
-                if self.retired.done():
+                if self.retired:
                     self.close(REPLACED)
                     return
         if self.full and self.load <= self.limit:
@@ -844,8 +896,10 @@ class MultiplexedConnection(asyncio.Protocol):
         """Fail the remaining calls: the connection is gone."""
         why = f"the connection was lost: {describe_error(exc)}" if exc else None
         self.close(ConnectionFailure(Cause.RESET, why or "the server closed the connection"))
-        # redis-py 8.1 warns about connections that still have a writer when they are collected.
-        self.connection._reader = self.connection._writer = None
+        self._writer = None
+        if self._driver is not None:
+            # redis-py 8.1 warns about connections that have a writer when they are collected.
+            self._driver._reader = self._driver._writer = None
         if not self.closed.done():
             self.closed.set_result(None)
 

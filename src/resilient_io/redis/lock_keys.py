@@ -346,7 +346,7 @@ class LockKeys:
             return
         if any(isinstance(each, Exception) for each in tracking):
             self._set_reporting(connection, reporting=False)  # an old server, a proxy, or an ACL
-        elif tracking and not (connection.lost or connection.retired.done()):
+        elif tracking and not (connection.lost or connection.retired):
             key.connection = connection
         key.confirmed = sent
         expires = sent + remaining / 1000 if remaining >= 0 else None
@@ -406,13 +406,12 @@ class LockKeys:
         """Return whether the server reports changes over a connection, as far as is known."""
         if self._reporting is not None and connection in self._reporting:
             return self._reporting[connection]
-        # redis-py 8.1 `AbstractConnection.protocol`: only RESP3 has push messages.
-        reporting = str(getattr(connection.connection, "protocol", None)) == "3"
+        reporting = str(connection.protocol) == "3"
         self._set_reporting(connection, reporting=reporting)
         loop = asyncio.get_running_loop()
         # Later, in order with the replies, whose callbacks the loop calls later, too.
         connection.listen(lambda push: loop.call_soon(self._pushed, push))
-        for end in (connection.closed, connection.retired):
+        for end in (connection.closed, connection.retirement):
             end.add_done_callback(lambda _: self._connection_ended(connection))
         return reporting
 
@@ -567,7 +566,7 @@ _NO_KEY = -2
 
 def _is_decodable(name: bytes, connection: MultiplexedConnection) -> bool:
     """Return whether a report that names this key can be parsed."""
-    encoder = connection.connection.encoder
+    encoder = connection.encoder
     if not encoder.decode_responses:
         return True
     try:

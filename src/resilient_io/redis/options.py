@@ -15,6 +15,11 @@ import redis.asyncio as redis_py
 from redis import exceptions as driver
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import ConstantBackoff
+from redis.event import (
+    AfterPooledConnectionsInstantiationEvent,
+    EventDispatcher,
+    EventDispatcherInterface,
+)
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
     from redis.asyncio.retry import Retry
     from redis.credentials import CredentialProvider
     from redis.driver_info import DriverInfo
-    from redis.event import EventDispatcher
     from redis.maint_notifications import MaintNotificationsConfig
 
     from .addresses import AddressMap
@@ -374,6 +378,42 @@ _FORMS = (
 _ADDRESS = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?(/\d*)?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?(/\d*)?")
 """An address without a scheme, which contains no credentials and may be quoted."""
 
+
+class LateEventDispatcher(EventDispatcherInterface):
+    """redis-py's dispatcher of events, which is made when it is needed, because it takes 1.4 KB."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: EventDispatcher | None = None
+
+    @property
+    def _dispatcher(self) -> EventDispatcher:
+        if self._made is None:
+            self._made = EventDispatcher()
+        return self._made
+
+    def dispatch(self, event: object) -> None:
+        """Call the listeners of an event. Those that redis-py adds ignore this one."""
+        if self._made is None and isinstance(event, AfterPooledConnectionsInstantiationEvent):
+            provider = event.credential_provider
+            if provider is None:
+                return
+        self._dispatcher.dispatch(event)
+
+    async def dispatch_async(self, event: object) -> None:
+        """Call the asynchronous listeners of an event."""
+        await self._dispatcher.dispatch_async(event)
+
+    def register_listeners(self, mappings: Any) -> None:
+        """Add listeners, by the class of the event."""
+        self._dispatcher.register_listeners(mappings)
+
+    def unregister_listeners(self, mappings: Any) -> None:
+        """Remove listeners."""
+        self._dispatcher.unregister_listeners(mappings)
+
+
 _INVALID_VALUE = re.compile(r"Invalid value for '([a-z_]+)' in connection URL")
 _UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '(\w+)'")
 _OPTION_NAME = re.compile(r"[a-z][a-z_]*")
@@ -390,13 +430,22 @@ def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
     try:
         if is_sentinel_url(url):
             return pool_from_sentinel_url(url, options)
-        return ConnectionPool.from_url(url, **options)
+        return _make_pool(url, options)
     except ConfigurationError:
         raise
     except (ValueError, AttributeError, TypeError) as error:
         message = str(error)
     # Here, not above: the exception of redis-py may quote the password, so it is not chained.
     raise ConfigurationError(f"invalid Redis URL: {_url_mistake(message)}: use {_FORMS}")
+
+
+def _make_pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
+    if options.get("event_dispatcher") is not None:
+        return ConnectionPool.from_url(url, **options)
+    pool = ConnectionPool.from_url(url, **{**options, "event_dispatcher": LateEventDispatcher()})
+    # It is an attribute of the pool. Not all classes of connections have this option.
+    pool.connection_kwargs.pop("event_dispatcher", None)
+    return pool
 
 
 def _url_mistake(message: str) -> str:

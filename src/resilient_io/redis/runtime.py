@@ -62,6 +62,17 @@ class Runtime:
         users: How many clients use it.
     """
 
+    # A dictionary of so many attributes takes 1.6 KB.
+    # fmt: off
+    __slots__ = (
+        "__weakref__",
+        "_at_close", "_attachment", "_checks_use", "_companions", "_lifetime", "_monitor", "_probe",
+        "_reports", "_search", "_settings", "_subscription", "_template", "_unused_since",
+        "_use_check", "bound", "executor", "failover", "health", "locks", "multiplexer", "packer",
+        "policy", "pool", "rng", "scripts", "server", "session", "subscriptions", "target", "users",
+    )
+    # fmt: on
+
     multiplexer: Multiplexer
     pool: ExclusivePool
     executor: Executor
@@ -110,7 +121,7 @@ class Runtime:
         self._build()
         if target.master is not None:
             target.master.on_change(self._master_changed)
-        notify_on_fork(self.note_fork)
+        notify_on_fork(self)
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
         self._reports = self.health.reporter()
@@ -193,6 +204,11 @@ class Runtime:
     def running(self) -> bool:
         """Whether it was started, in a loop that is still open, and not closed since."""
         return self._lifetime.running
+
+    @property
+    def ready(self) -> bool:
+        """Whether it was started in the running event loop, and is not closed."""
+        return self._lifetime.here and not self.executor.closed
 
     @property
     def usable_here(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -36,8 +35,9 @@ class ScriptBodies:
 
     def __init__(self, encode: Callable[[Any], bytes | bytearray | memoryview]) -> None:
         self._encode = encode
-        self._bodies: OrderedDict[str, bytes] = OrderedDict()
-        self._hashes: OrderedDict[object, str] = OrderedDict()
+        # Oldest first. An empty dict takes 64 bytes, an empty set or OrderedDict far more.
+        self._bodies: dict[str, bytes] = {}
+        self._hashes: dict[object, str] = {}
         self._size = 0
 
     def __contains__(self, sha: str) -> bool:
@@ -61,9 +61,9 @@ class ScriptBodies:
             self._bodies[sha] = body
             self._size += len(body)
         while len(self._bodies) > _MOST_SCRIPTS or self._size > _MOST_BYTES:
-            self._size -= len(self._bodies.popitem(last=False)[1])
+            self._size -= len(self._bodies.pop(next(iter(self._bodies))))
         while len(self._hashes) > _MOST_SCRIPTS:
-            self._hashes.popitem(last=False)
+            del self._hashes[next(iter(self._hashes))]
 
 
 class KnownScripts:
@@ -75,7 +75,7 @@ class KnownScripts:
     def __init__(self, bodies: ScriptBodies) -> None:
         self.bodies = bodies
         self._connection: MultiplexedConnection | None = None
-        self._loaded: set[str] = set()
+        self._loaded: dict[str, None] = {}
         """The hashes of scripts that the server of `_connection` has, as far as is known."""
 
     def note(self, name: str, args: Any) -> None:
@@ -103,7 +103,7 @@ class KnownScripts:
         if not is_missing(reply) or name not in RUNS_BY_HASH or len(args) < 2:  # noqa: PLR2004
             return None
         sha = _hash(args[1])
-        self._loaded.discard(sha)
+        self._loaded.pop(sha, None)
         return self._load(sha)
 
     def _load(self, sha: str) -> bytes | None:
@@ -131,7 +131,7 @@ class KnownScripts:
         if connection is not self._connection:
             self._connection = connection
             self._loaded.clear()
-        self._loaded.update(hashes)
+        self._loaded |= dict.fromkeys(hashes)
 
 
 async def load_over(connection: AbstractConnection, loads: Iterable[bytes]) -> None:

@@ -65,7 +65,7 @@ class DelayedReplies:
         other = self._answering
         if not connection.delayed or other is None or other.lost is not None:
             return None
-        return None if other.busy or other.full or other.retired.done() else other
+        return None if other.busy or other.full or other.retired else other
 
     def ask(
         self,

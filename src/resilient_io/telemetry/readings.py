@@ -275,7 +275,7 @@ class _LoopFinder:
         with contextlib.suppress(RuntimeError):
             self._first = asyncio.get_running_loop()
         self.forked = False
-        notify_on_fork(self.note_fork)
+        notify_on_fork(self)
 
     def find(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop to read in; None to read here, in this thread."""

@@ -13,6 +13,7 @@ import pytest
 from resilient_io.deadlines import deadline
 from resilient_io.errors import Closed, ConfigurationError, DeadlineExceeded
 from resilient_io.health import Cause, Dependency, FlightRecorder, HealthSettings, State
+from resilient_io.health.machine import Machine
 from resilient_io.health.subscriptions import Broadcast
 from resilient_io.testing import VirtualTimeLoop
 
@@ -392,7 +393,7 @@ async def test_reported_detail_is_bounded_and_clean_everywhere(dependency, repor
         repr(dependency),
         repr(dependency.history),
         caplog.text,
-        repr(vars(dependency._machine)),
+        repr([getattr(dependency._machine, name) for name in Machine.__slots__]),
     ):
         assert "s3cret" not in text
         assert "\x1b" not in text

@@ -30,6 +30,7 @@ from .membership import GroupDetector, SessionWatch
 from .offsets import OffsetQueries
 from .options import GroupTimes
 from .positions import Positions
+from .topics import TopicDetector
 
 if TYPE_CHECKING:
     import random
@@ -118,6 +119,7 @@ class ConsumerRuntime:
             context=self.supervisor.context,
             counters=self.counters,
         )
+        topics = TopicDetector(self.health)
         self._session = SessionWatch(self._times.session, self._session_changed)
         self.fetcher = Fetcher(
             self.health,
@@ -125,6 +127,7 @@ class ConsumerRuntime:
             supervisor=self.supervisor,
             assignment=self.assignment,
             positions=self._positions,
+            topics=topics,
             drop=self.use.drop,
             deserializer=self.deserializer,
             has_group=group is not None,
@@ -149,7 +152,11 @@ class ConsumerRuntime:
         stalled_partitions = None
         if self.settings.stalled_after is not None:
             stalled_partitions = StalledPartitionDetector(
-                self.health, self.settings.stalled_after, group
+                self.health,
+                self.settings.stalled_after,
+                group,
+                fetch=self._times.fetch,
+                driver_log=self.target.driver_log,
             )
         self._group = None
         if group is not None:
@@ -165,6 +172,7 @@ class ConsumerRuntime:
             settings=self.settings,
             stalled_partitions=stalled_partitions,
             group=self._group,
+            topics=topics,
             dead_connections=DeadConnectionDetector(
                 self.policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
@@ -337,7 +345,8 @@ class ConsumerRuntime:
         self._subscribe(instance)
 
     def _subscribe(self, instance: ConsumerDriver) -> None:
-        self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance))
+        failed = functools.partial(self.supervisor.driver_failed, instance)
+        self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance, failed))
 
     def _use_began(self, retry_topics: tuple[str, ...]) -> None:
         """Subscribe to the topics that a loop or a `run` reads, if they are others than before."""

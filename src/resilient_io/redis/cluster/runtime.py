@@ -110,7 +110,7 @@ class ClusterRuntime:
         """Those that have not ended."""
         self._lifetime = Lifetime("ResilientRedisCluster", health.name)
         self._build()
-        notify_on_fork(self.note_fork)
+        notify_on_fork(self)
 
     def _build(self) -> None:
         self._failover = Failover(self.health.reporter(), self.health.name)
