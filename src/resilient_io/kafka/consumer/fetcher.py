@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
+
+from resilient_io.errors import ConfigurationError
 from resilient_io.health import State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import wake
@@ -17,6 +21,7 @@ from ..errors import (
     without_secrets,
 )
 from ..record import UnreadableRecord
+from ..topic_ids import missing_topics
 from . import internals
 from .assignment import AssignedPartition
 from .fetched import fetched_partitions, raise_fetch_error, take_fetched
@@ -46,6 +51,11 @@ _MAX_FAILURES = 5
 
 _BACKOFF = 0.1
 _BACKOFF_CAP = 10.0
+
+_METADATA_TIMEOUT = 5.0
+_TOPICS_INTERVAL = 0.5  # seconds between two checks that topics exist
+_CREATION_TIME = 5.0
+"""Seconds for which a topic may be missing: it may just have been created."""
 
 
 class Fetcher:
@@ -171,19 +181,43 @@ class Fetcher:
         """Deliver nothing more if the partitions may belong to another member by now."""
         self.session.check()
 
-    def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
+    def put_back(self, partition: TopicPartition, records: list[Record]) -> bool:
         """Take back undelivered records to deliver them first; return whether they were kept."""
-        taken = bool(records) and assigned.assigned and records[0]._progress is assigned.progress
-        if taken:
-            assigned.buffered[:0] = records
-        return taken
+        assigned = self._assignment.get(partition)
+        if assigned is None or not records or records[0]._progress is not assigned.progress:
+            return False
+        assigned.buffered[:0] = records
+        return True
 
-    def return_unhandled(self, assigned: AssignedPartition, records: list[Record]) -> None:
+    def return_unhandled(self, partition: TopicPartition, records: list[Record]) -> None:
         """Take back delivered records that were not handled, to deliver them again."""
-        if self.put_back(assigned, records):
+        if self.put_back(partition, records):
             self._counters.returned += len(records)
 
     # --- fetching
+
+    async def require_topics(self, topics: tuple[str, ...]) -> None:
+        """Raise ConfigurationError if one of these topics does not exist; wait for Kafka."""
+        loop = asyncio.get_running_loop()
+        until: float | None = None
+        while not self.closed:
+            self._raise_failure()
+            missing: list[str] | None = None
+            if self._instance is not None:
+                with contextlib.suppress(KafkaError, DriverClosed, TimeoutError):
+                    async with asyncio.timeout(_METADATA_TIMEOUT):
+                        missing = await missing_topics(self._instance, topics)
+            if missing == []:
+                return
+            if missing and until is None:
+                until = loop.time() + _CREATION_TIME
+            if missing and until is not None and loop.time() >= until:
+                names = ", ".join(map(repr, missing))
+                raise ConfigurationError(
+                    f"missing topics: {names}. Create each retry topic, with as many partitions as "
+                    f"the topic of its records"
+                )
+            await self._wait_for_arrival(_TOPICS_INTERVAL)
 
     async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
         """Return the next records by partition; see `fetch_assigned`."""
