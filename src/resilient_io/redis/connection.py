@@ -515,11 +515,9 @@ class MultiplexedConnection(asyncio.Protocol):
         self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
-        self._scheduled = False
-        self._crowded = False
+        self._scheduled = self._crowded = self._paused = False
         self.continuing = False
         """Whether a read is just now continuing tasks, so that their loop is certainly running."""
-        self._paused = False
         self.extra_timeout = 0.0
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
