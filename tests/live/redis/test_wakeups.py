@@ -34,12 +34,12 @@ def counted_handles():
         del loop.call_soon
 
 
-async def calls_made(code):
-    """Return how many functions written in Python a coroutine calls."""
+async def calls_made(code, *, events=("call",)):
+    """Return how many functions written in Python, or also in C, a coroutine calls."""
     counts = [0]
 
     def profile(_frame, event, _arg):
-        counts[0] += event == "call"
+        counts[0] += event in events
 
     sys.setprofile(profile)
     try:
@@ -92,6 +92,26 @@ async def test_a_call_schedules_nothing_and_a_pipeline_costs_few_function_calls(
         calls.append(await calls_made(pipeline.execute()))
     assert min(handles) <= 10
     assert min(calls) <= 150
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "most"),
+    [("set", ("key", b"value"), 35), ("zrange", ("sorted", 0, -1), 33)],
+)
+async def test_a_frequent_command_costs_few_function_calls(client, name, args, most):
+    """redis-py's methods check all their options, and its callback for SET decodes the reply."""
+    method = getattr(client, name)
+
+    async def call_often():
+        for _ in range(20):
+            await method(*args)
+
+    async def all_callers():
+        await asyncio.gather(*[call_often() for _ in range(50)])
+
+    await all_callers()
+    counts = [await calls_made(all_callers(), events=("call", "c_call")) for _ in range(3)]
+    assert min(counts) / (20 * 50) <= most
 
 
 @pytest.mark.parametrize("direct", [True, False])
