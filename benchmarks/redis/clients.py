@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
-from .plan import KEYS, OURS, value_of
+from .plan import KEYS, OURS, WITHOUT_SENTINEL, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -275,6 +275,7 @@ OPENERS: dict[str, Any] = {
     "coredis": Coredis.open,
     "valkey-glide": Glide.open,
     OURS: Ours.open,
+    WITHOUT_SENTINEL: Ours.open,
     "bare connection": Bare.open,
     "futures": Futures.open,
     "redis-py" + CLUSTER: RedisPyCluster.open,

@@ -37,7 +37,8 @@ class Work:
         callers: The number of concurrent tasks.
         stretch: Length of its rounds, as a multiple of the usual length.
         clients: The clients that can run it.
-        cluster: Whether it runs on a cluster of three masters.
+        server: What it runs on: one server, a cluster of three masters, or a master with a replica
+            and three Sentinels.
     """
 
     name: str
@@ -46,8 +47,11 @@ class Work:
     callers: int
     stretch: float = 1.0
     clients: tuple[str, ...] = CLIENTS
-    cluster: bool = False
+    server: Literal["single", "cluster", "sentinel"] = "single"
 
+
+WITHOUT_SENTINEL: Final = "resilient-io without Sentinel"
+"""`ResilientRedis` on the same master, which knows nothing of the Sentinels."""
 
 CLUSTER_CLIENTS: Final = ("redis-py", "valkey-glide", OURS)
 
@@ -59,7 +63,18 @@ def _on_cluster(name: str, title: str, kind: Kind, callers: int) -> Work:
         kind=kind,
         callers=callers,
         clients=CLUSTER_CLIENTS,
-        cluster=True,
+        server="cluster",
+    )
+
+
+def _with_sentinels(name: str, title: str, kind: Kind) -> Work:
+    return Work(
+        name=name,
+        title=f"master known from Sentinels: {title}",
+        kind=kind,
+        callers=50,
+        clients=(WITHOUT_SENTINEL, OURS),
+        server="sentinel",
     )
 
 
@@ -99,6 +114,8 @@ WORKS: Final = (
     _on_cluster("cluster-get-500", "GET, 500 callers", "get", 500),
     _on_cluster("cluster-set-500", "SET, 500 callers", "set", 500),
     _on_cluster("cluster-pipeline", "explicit pipeline of 100 GETs", "pipeline", 1),
+    _with_sentinels("sentinel-get-50", "GET, 50 callers", "get"),
+    _with_sentinels("sentinel-set-50", "SET, 50 callers", "set"),
 )
 
 EXTRAS: Final = ("overhead", "down", "idle", "scale", "refresh")
@@ -135,6 +152,8 @@ RATE_TARGETS: Final[dict[str, tuple[Target, ...]]] = {
     "cluster-get-500": (Target(against="redis-py", least=15),),
     "cluster-set-500": (Target(against="redis-py", least=15),),
     "cluster-pipeline": (Target(against="redis-py", least=1.5),),
+    "sentinel-get-50": (Target(against=WITHOUT_SENTINEL, least=0.97),),
+    "sentinel-set-50": (Target(against=WITHOUT_SENTINEL, least=0.97),),
 }
 COST_TARGET: Final = 1.3
 """A call at 10,000 callers may cost that much more than one at 500."""

@@ -32,6 +32,7 @@ from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
 from .durability import is_replicated
 from .errors import RouteRefused, remove_secrets
+from .exclusive_call import ExclusiveCall
 from .frequent import FrequentCommands
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
@@ -49,7 +50,6 @@ from .options import (
     probe_interval,
 )
 from .pipeline import ResilientPipeline
-from .pool import ExclusiveCall
 from .pubsub import ResilientPubSub
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
 from .runtime import Runtime
@@ -600,6 +600,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             tracing=self._tracing,
             instrumented=self._instrumented,
             durability=self._durability,
+            choose_replica=self._choose_replica_for,
         )
 
     def pubsub(

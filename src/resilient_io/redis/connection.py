@@ -18,7 +18,7 @@ from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
 from resilient_io.wakeups import TaskWakeup, can_wake, wake
 
-from .connect import take_writer
+from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
 from .large_replies import LargeReplies, may_begin

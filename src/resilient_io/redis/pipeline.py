@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -12,13 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import (
-    ExecAbortError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    WatchError,
-)
+from redis.exceptions import ExecAbortError, NoScriptError, RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
 
@@ -42,8 +37,8 @@ from .attempt import (
     unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
+from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import (
     Acknowledgements,
     DurableGroups,
@@ -55,6 +50,7 @@ from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_s
 from .frequent import FrequentCommands
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
+from .replicas import ReplicaRead
 from .scripts import load_over
 
 if TYPE_CHECKING:
@@ -67,8 +63,8 @@ if TYPE_CHECKING:
 
     from .attempt import Callbacks, Limits, Packer
     from .commands import CommandSpec
-    from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
+    from .driver_connection import ExclusiveConnection
     from .instrumentation import Tracing
     from .options import Durability
     from .runtime import Runtime
@@ -124,10 +120,12 @@ class BatchCall(Call):
         fallback: Call,
         asking: bool = False,
         acknowledgements: Acknowledgements | None = None,
+        replica: Runtime | None = None,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
         self._pipeline = pipeline
-        self._multiplexer = pipeline._runtime.multiplexer
+        self._runtime = runtime = replica if replica is not None else pipeline._runtime
+        self._multiplexer = runtime.multiplexer
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
@@ -140,7 +138,7 @@ class BatchCall(Call):
         # The connection of a bound client is the caller's own, and holds the caller's state.
         durable = acknowledgements is not None
         self._exclusive = (blocking or durable) and not self._multiplexer.bound
-        self._scripts = pipeline._runtime.scripts
+        self._scripts = runtime.scripts
         self._hashes = pipeline.hashes
         self._loads: dict[str, bytes] = {}
         self._reloaded = False
@@ -237,7 +235,7 @@ class BatchCall(Call):
         return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
 
     async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
-        return await self._pipeline._runtime.pool.exchange(
+        return await self._runtime.pool.exchange(
             request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
         )
 
@@ -523,6 +521,7 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         tracing: Tracing | None,
         instrumented: bool,
         durability: Durability | None = None,
+        choose_replica: Callable[..., Runtime | None] | None = None,
     ) -> None:
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.callback_table, transaction, shard_hint
@@ -535,6 +534,7 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         self._tracing = tracing
         self._instrumented = instrumented
         self._durability = durability
+        self._choose_replica = choose_replica
         self._acknowledgements: Acknowledgements | None = None
         self.hashes: list[object] = []
         """The scripts that EVALSHA commands in the queue run."""
@@ -758,7 +758,8 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             own = blocking and spec.block is not None
             if spec.route in (Route.BOUND, Route.REFUSED) and not own:
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(
+        make = partial(
+            BatchCall,
             self,
             commands,
             specs,
@@ -768,6 +769,10 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             asking=asking,
             acknowledgements=self._acknowledgements,
         )
+        replica = None
+        if self._choose_replica is not None and not transaction:
+            replica = self._choose_replica(specs, [args for args, _ in commands])
+        return make() if replica is None else ReplicaRead(make(replica=replica), make)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         reopened = await self._client._ensure_open(args[0])
@@ -800,7 +805,8 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         if self._runtime.bound:
             await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
-        executor.check_available(call.operation, policy)
+        if not isinstance(call, ReplicaRead):
+            executor.check_available(call.operation, policy)
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _load_hashes(self, connection: AbstractConnection) -> None:

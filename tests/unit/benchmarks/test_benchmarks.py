@@ -28,6 +28,7 @@ def of_each(ours, redis_py, others=5.0):
         "redis-py": rounds(*redis_py),
         "coredis": rounds(*[others] * len(ours)),
         "valkey-glide": rounds(*[others] * len(ours)),
+        "resilient-io without Sentinel": rounds(*[others] * len(ours)),
         "resilient-io": rounds(*ours),
     }
 

@@ -17,7 +17,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
-from redis.exceptions import RedisClusterException, RedisError, WatchError
+from redis.exceptions import AskError, RedisClusterException, RedisError, WatchError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from resilient_io.binding import SYSTEM_RANDOM
@@ -32,6 +32,7 @@ from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..exclusive_call import ExclusiveCall
 from ..frequent import FrequentCommands
 from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
@@ -44,7 +45,6 @@ from ..options import (
     pool_from_url,
     probe_interval,
 )
-from ..pool import ExclusiveCall
 from ..replicas import DEFAULT_MAX_LAG
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
@@ -315,14 +315,25 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             raise
         if isinstance(reply, Exception):
             command = Command(spec, args, options)
-            first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
-            call = self._cluster_call(command, data, slot=slot, member=member, first=first)
+            call = self._call_after(reply, member, command, data, slot)
             return await self._runtime.executor.run(call, self._policy, started=started)
         callback = _get_callback(self.response_callbacks, operation)
         if callback is None:
             return reply
         reply = callback(reply, **options)
         return await reply if hasattr(reply, "__await__") else reply
+
+    def _call_after(
+        self, reply: Exception, member: Member, command: Command, data: bytes, slot: int
+    ) -> ClusterCall:
+        """Return the call that continues after an unusual reply to what the hot path has sent."""
+        if type(reply) is AskError:  # not MOVED, which is a subclass
+            # While a slot moves, this is the usual reply, so it is followed without a retry.
+            self._runtime.executor.note_redirected()
+            importing = self._router.importing(reply, member)
+            return self._cluster_call(command, data, slot=slot, importing=importing)
+        first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
+        return self._cluster_call(command, data, slot=slot, member=member, first=first)
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Send a command that cannot take the hot path."""
@@ -437,6 +448,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         slot: int | None,
         member: Member | None = None,
         first: Call | None = None,
+        importing: Member | None = None,
     ) -> ClusterCall:
         spec = command.spec
         make: Callable[[Member, bool], Call]
@@ -451,6 +463,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             slot=slot,
             member=member,
             first=first,
+            importing=importing,
             reads=self._reads if replica_may_answer(spec) else None,
             bounded=spec.block is None,
         )

@@ -273,6 +273,21 @@ CANARY = "canary-of-a-secret"
 
 
 @pytest.fixture
+async def answering():
+    """Yield a `Dependency` that is UP, with a probe that always succeeds."""
+    health = Dependency("kafka")
+
+    async def probe(suspicious):
+        return 0.001
+
+    attachment = health.start(probe, last_reply=asyncio.get_running_loop().time)
+    await health.until_up()
+    yield health
+    await attachment.detach()
+    await health.aclose()
+
+
+@pytest.fixture
 def world_with_secret(make_world):
     """A world whose cluster has a password, and that password."""
     world = make_world(

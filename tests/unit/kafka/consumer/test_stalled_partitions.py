@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from resilient_io import Cause, Dependency, State
+from resilient_io import Cause, State
 from resilient_io.kafka.consumer.housekeeping import StalledPartitionDetector
 from resilient_io.kafka.consumer.membership import GroupDetector
 from resilient_io.kafka.log_filter import DriverLog
@@ -41,17 +41,8 @@ class Scene:
 
 
 @pytest.fixture
-async def scene():
-    health = Dependency("kafka")
-
-    async def probe(suspicious):
-        return 0.001
-
-    attachment = health.start(probe, last_reply=asyncio.get_running_loop().time)
-    await health.until_up()
-    yield Scene(health)
-    await attachment.detach()
-    await health.aclose()
+async def scene(answering):
+    return Scene(answering)
 
 
 async def test_a_position_that_does_not_move_is_reported_after_a_while(scene):
