@@ -277,11 +277,12 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-reply-goes-to-next",
         "reply matching",
         "redis/connection.py",
-        """            entry = next_entry()
+        """            answer((next_entry(), reply))
 """,
         """            entry = next_entry()
             while entry.done() and self.waiting:
                 entry = next_entry()
+            answer((entry, reply))
 """,
         "The reply to a cancelled call becomes the result of the next one.",
     ),

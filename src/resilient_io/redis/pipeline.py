@@ -468,7 +468,7 @@ class BatchCall(Call):
 
 def _contains(replies: Iterable[object], kinds: tuple[type, ...]) -> bool:
     """Return whether a reply is of one of the kinds. Most replies have the same type."""
-    return any(issubclass(kind, kinds) for kind in set(map(type, replies)))
+    return True in [issubclass(kind, kinds) for kind in set(map(type, replies))]
 
 
 def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> AttemptFailed | None:
@@ -721,8 +721,10 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         # Within MULTI, no command blocks.
         blocking = not transaction and any(spec.block is not None for spec in distinct)
         operation = "EXEC" if transaction else "PIPELINE"
-        waiting = zip(specs, commands, strict=True) if blocking else ()
-        block = block_of(Command(spec, args, options) for spec, (args, options) in waiting)
+        block = 0.0
+        if blocking:
+            waiting = zip(specs, commands, strict=True)
+            block = block_of(Command(spec, args, options) for spec, (args, options) in waiting)
         exclusive = _WatchedCall(
             self,
             operation,
