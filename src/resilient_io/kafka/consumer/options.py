@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..driver import ConsumerDriver
+    from .assignor import CooperativeStickyAssignor
     from .positions import OnGap
 
 
@@ -87,7 +88,9 @@ class ConsumerOptions(ClientOptions, total=False):
     max_partition_fetch_bytes: int
     auto_offset_reset: Literal["earliest", "latest", "none"]
     check_crcs: bool
-    partition_assignment_strategy: Sequence[type[AbstractPartitionAssignor]]
+    partition_assignment_strategy: Sequence[
+        type[AbstractPartitionAssignor | CooperativeStickyAssignor]
+    ]
     max_poll_interval_ms: int
     rebalance_timeout_ms: int | None
     session_timeout_ms: int

@@ -52,6 +52,7 @@ class FakeDriver:
         self.generation = next(world.generations)
         self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
+        self._performed_join_prepare = False
         self._isolation_level = 0
         self.subscription = SimpleNamespace(assignment=None)
 
