@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _STRATEGY = "partition_assignment_strategy"
 _NO_PARTITIONS: frozenset[TopicPartition] = frozenset()
+_OUTDATED = {IllegalGenerationError.errno, UnknownMemberIdError.errno}
 _NOWHERE = -1
 """A position that no fetch has: what arrives for it is discarded."""
 
@@ -134,13 +135,29 @@ class _CooperativeMember:
     # --- requests
 
     async def _request_sent(self, request: Any) -> Any:
+        if isinstance(request, OffsetCommitRequest):
+            return await self._commit_sent(request)
         if isinstance(request, JoinGroupRequest):
             made: Any = request
             made._group_protocols = self._protocols()
             self._joining = True
-        elif self._joining and isinstance(request, OffsetCommitRequest):
-            return await self._commit_while_joining(request)
         return await self._send(request)
+
+    async def _commit_sent(self, request: OffsetCommitRequest) -> Any:
+        member = internals.member_of(self._instance)
+        if self._joining:
+            # The request to join occupies its connection until all members have joined.
+            response = await self._client.send(
+                self._coordinator.coordinator_id, request, group=ConnectionGroup.DEFAULT
+            )
+        else:
+            response = await self._send(request)
+        if self._joining or internals.member_of(self._instance) != member:
+            # Refused because the next generation has begun. aiokafka would take it for expelled.
+            codes = {code for _, partitions in response.topics for _, code in partitions}
+            if codes & _OUTDATED:
+                raise CommitFailedError("the group was rebalanced during the commit")
+        return response
 
     def _protocols(self) -> list[tuple[str, bytes]]:
         """Return the names of all assignors, each with the metadata for the leader."""
@@ -159,19 +176,6 @@ class _CooperativeMember:
                 user_data = Member.decode(given).user_data
             protocols.append((name, Member(topics, held, generation, user_data).encode()))
         return protocols
-
-    async def _commit_while_joining(self, request: OffsetCommitRequest) -> Any:
-        # The request to join occupies the connection until all members have joined. A commit
-        # behind it would arrive in the next generation, and be taken for that of a stranger.
-        member = internals.member_of(self._instance)
-        response = await self._client.send(
-            self._coordinator.coordinator_id, request, group=ConnectionGroup.DEFAULT
-        )
-        outdated = (IllegalGenerationError.errno, UnknownMemberIdError.errno)
-        codes = {code for _, partitions in response.topics for _, code in partitions}
-        if codes.intersection(outdated) and internals.member_of(self._instance) != member:
-            raise CommitFailedError("the group was rebalanced during the commit")
-        return response
 
     # --- as the leader
 

@@ -80,7 +80,7 @@ class Committer:
             return True
         instance, member = committing[0].instance, committing[0].member
         if internals.between_generations(instance, member):
-            return False  # the group is about to tell which partitions stay
+            return False  # the group is about to say which partitions stay
         try:
             await internals.commit_once(instance, due, member)
         # The boundary to the driver, which may raise anything: closing must continue.

@@ -137,7 +137,7 @@ def member_of(instance: ConsumerDriver) -> GroupMember | None:
 
 
 def between_generations(instance: ConsumerDriver, member: GroupMember) -> bool:
-    """Return whether the group has a new generation and has not yet told who reads what.
+    """Return whether the group has a new generation whose partitions are not assigned yet.
 
     Then offsets cannot be committed (`GroupCoordinator._performed_join_prepare`).
     """

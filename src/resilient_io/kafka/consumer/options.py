@@ -134,7 +134,16 @@ def split_consumer_options(options: Mapping[str, Any]) -> Options:
     for name, choices in _CHOICES.items():
         if name in split.own:
             check_choice(name, split.own[name], choices)
+    _check_assignors(split.own.get("partition_assignment_strategy", ()))
     return split
+
+
+def _check_assignors(assignors: object) -> None:
+    if not isinstance(assignors, list | tuple) or not all(hasattr(a, "assign") for a in assignors):
+        raise ConfigurationError(
+            f"partition_assignment_strategy={assignors!r} must be a list of assignors, for example "
+            f"[CooperativeStickyAssignor]"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

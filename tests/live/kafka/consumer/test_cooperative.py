@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import itertools
 import time
 
 import pytest
@@ -76,9 +77,9 @@ class Group:
                 await asyncio.sleep(interval)
 
     def join(self, strategy=COOPERATIVE, **options):
-        reader = self._consumer_of(
-            self.kafka, self.name, partition_assignment_strategy=strategy, **options
-        )
+        options = {"partition_assignment_strategy": strategy, "group_id": self.name} | options
+        topic = None if "pattern" in options else self.name
+        reader = self._consumer_of(self.kafka, topic, **options)
         self.members.append(Member(self, reader))
         return self.members[-1]
 
@@ -154,7 +155,7 @@ class Group:
         longest = 0.0
         for number in partitions:
             times = [since, *(at for _, at in self.handled[number] if at > since), time.monotonic()]
-            longest = max(longest, *(b - a for a, b in zip(times, times[1:], strict=False)))
+            longest = max(longest, *(b - a for a, b in itertools.pairwise(times)))
         return longest
 
 
@@ -272,13 +273,11 @@ async def test_a_rolling_upgrade_from_eager_rebalances_loses_and_repeats_nothing
     # From now on, partitions that stay are not stopped.
     await group.progress(range(4))
     kept = [frozenset(member.partitions) for member in group.members]
-    instances = [member.reader._runtime.supervisor.driver for member in group.members]
-    reassigned = [internals.partitions_of(instance) for instance in instances]
     new = group.join(COOPERATIVE)
     await group.settled()
     assert len(new.partitions) == 1
-    assert sum(member.partitions == was for member, was in zip(group.members, kept, strict=False)) == 1
-    assert reassigned
+    now = [member.partitions for member in group.members[:2]]
+    assert sum(held == before for held, before in zip(now, kept, strict=True)) == 1
     assert await group.ledger() == (0, 0)
 
 
@@ -358,6 +357,21 @@ async def test_members_of_librdkafka_can_be_in_the_group(group_of, ours_first):
     assert ours.reader.stats().lost == 0
 
 
+async def test_a_new_topic_of_a_pattern_is_shared_and_nothing_is_lost(group_of, shared_kafka):
+    group = await group_of(4)
+    options = {"pattern": f"{group.name}.*", "metadata_max_age_ms": 500}
+    members = [group.join(**options), group.join(**options)]
+    await group.settled()
+    await group.progress(range(4))
+    more = f"{group.name}-more"
+    await shared_kafka.create_topic(more, partitions=4)
+    await group.until(lambda: [len(each.reader.assignment()) for each in members] == [4, 4])
+    topics = [sorted(topic for topic, _ in each.reader.assignment()) for each in members]
+    assert topics == [[group.name, group.name, more, more]] * 2
+    await group.progress(range(4))
+    assert await group.ledger() == (0, 0)
+
+
 @pytest.mark.soak
 async def test_forty_partitions_go_on_while_a_fifth_member_joins_and_leaves(group_of):
     group = await group_of(40, interval=0.04)
@@ -380,8 +394,8 @@ async def test_forty_partitions_go_on_while_a_fifth_member_joins_and_leaves(grou
         await group.settled()
         await group.progress(range(40))
         leaving = group.longest_gap(stayed, since)
-        print(f"longest gap: {joining:.2f} s while joining, {leaving:.2f} s while leaving")
-        assert max(joining, leaving) < 1.5  # 0.2 s if the machine is idle; 3 s and more if eager
+        # At most 0.15 s on a quiet machine; with eager rebalances 2.7 to 2.9 s.
+        assert max(joining, leaving) < 1.5, (joining, leaving)
     assert await group.ledger() == (0, 0)
 
 

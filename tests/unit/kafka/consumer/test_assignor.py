@@ -1,5 +1,6 @@
 """Which member of a group gets which partitions: balanced, few moves, none with two readers."""
 
+import itertools
 import random
 from types import SimpleNamespace
 
@@ -42,7 +43,7 @@ def test_a_member_that_joins_takes_as_few_partitions_as_possible():
     found = assign_partitions(members | {"new": member("t")}, partitions("t", *range(40)))
     assert sizes(found) == [8] * 5
     for name, each in owned.items():
-        assert set(found[name]) < set(each), "nobody gets one of another old member"
+        assert set(found[name]) < set(each), "no member gets one of another old member"
 
 
 def test_the_partitions_of_a_member_that_leaves_go_to_the_others():
@@ -51,7 +52,7 @@ def test_the_partitions_of_a_member_that_leaves_go_to_the_others():
     found = assign_partitions(members, partitions("t", *range(40)))
     assert sizes(found) == [10] * 4
     for name, each in owned.items():
-        assert set(found[name]) > set(each), "nobody loses one"
+        assert set(found[name]) > set(each), "no member loses one"
 
 
 def test_partitions_are_assigned_to_readers_of_their_topic_only():
@@ -63,7 +64,7 @@ def test_partitions_are_assigned_to_readers_of_their_topic_only():
     }
     everything = partitions("t", *range(5)) + partitions("u", 0, 1)
     found = assign_partitions(members, everything)
-    assert sorted(sum(found.values(), [])) == everything
+    assert sorted(itertools.chain(*found.values())) == everything
     for name, each in found.items():
         assert {topic for topic, _ in each} <= set(members[name].topics)
     assert sizes(found) == [0, 2, 2, 3]
@@ -145,22 +146,22 @@ def test_members_of_all_versions_are_understood():
     assert Member.decode(encoded(3, ["t"], b"", owned, 7, None)) == Member(("t",), both, 7)
 
 
-def test_what_a_member_tells_can_be_read_by_all_clients():
-    told = Member(("t", "u"), frozenset(partitions("u", 3, 2)), 5, b"more")
-    assert Member.decode(told.encode()) == told
-    basic = ConsumerProtocolMemberMetadata.decode(told.encode())
+def test_metadata_can_be_read_by_all_clients():
+    sent = Member(("t", "u"), frozenset(partitions("u", 3, 2)), 5, b"more")
+    assert Member.decode(sent.encode()) == sent
+    basic = ConsumerProtocolMemberMetadata.decode(sent.encode())
     assert (basic.version, basic.subscription, basic.user_data) == (2, ["t", "u"], b"more")
-    assert told.encode() == encoded(2, ["t", "u"], b"more", [("u", [2, 3])], 5)
+    assert sent.encode() == encoded(2, ["t", "u"], b"more", [("u", [2, 3])], 5)
 
 
 def test_the_leader_assigns_by_the_metadata_of_the_cluster():
     cluster = SimpleNamespace(partitions_for_topic={"t": {1, 0}}.get)
     assignor = CooperativeStickyAssignor()
-    told = {"a": member(["t"], partitions("t", 1)), "b": member(["t", "unknown"])}
+    sent = {"a": member(["t"], partitions("t", 1)), "b": member(["t", "unknown"])}
     metadata = {
-        name: ConsumerProtocol.METADATA.decode(each.encode()) for name, each in told.items()
+        name: ConsumerProtocol.METADATA.decode(each.encode()) for name, each in sent.items()
     }
-    assignor.joined(told)
+    assignor.joined(sent)
     found = {name: each.partitions() for name, each in assignor.assign(cluster, metadata).items()}
     assert found == {"a": partitions("t", 1), "b": partitions("t", 0)}
     assert Member.decode(assignor.metadata({"u", "t"})) == Member(("t", "u"), user_data=b"")

@@ -3,17 +3,22 @@
 import inspect
 from types import SimpleNamespace
 
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance, GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, SubscriptionState
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalGenerationError
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import JoinGroupRequest
 
 from resilient_io.kafka import CooperativeStickyAssignor
+from resilient_io.kafka.consumer.assignor import Member
 from resilient_io.kafka.consumer.cooperative import (
     add_partitions,
+    rebalance_cooperatively,
     remove_partitions,
     with_own_assignor,
 )
@@ -216,3 +221,86 @@ async def test_each_instance_has_its_own_assignor():
     consumer = AIOKafkaConsumer(group_id="g", **first)
     assert consumer._partition_assignment_strategy == (one, other)
     consumer._closed = True  # it was never started
+
+
+class Committing:
+    """aiokafka's consumer, of a group that answers each commit with an error code."""
+
+    def __init__(self, code=0):
+        self._coordinator = self._client = self._subscription = self
+        self._assignors = [CooperativeStickyAssignor()]
+        self._on_join_prepare = self._on_join_complete = self._perform_assignment = None
+        self._performed_join_prepare = True
+        self.subscription = Subscription(["t"])
+        self.coordinator_id, self.generation, self.member_id = 1, 5, "me"
+        self.code = code
+        self.connections = []
+        self.resets = 0
+
+    async def _send_req(self, request):
+        return await self.send(self.coordinator_id, request, group="coordination")
+
+    async def send(self, _, request, *, group):
+        self.connections.append(group)
+        if isinstance(request, JoinGroupRequest):
+            return request.prepare({JoinGroupRequest.API_KEY: (0, 5)})
+        return SimpleNamespace(topics=[("t", [(0, self.code)])])
+
+    def reset_generation(self):
+        self.resets += 1
+
+
+COMMIT = OffsetCommitRequest("g", 5, "me", -1, [("t", [(0, 7, "")])])
+JOIN = JoinGroupRequest("g", 1, 1, "me", None, "consumer", [])
+
+
+async def test_a_commit_does_not_wait_behind_a_request_to_join():
+    driver = Committing()
+    rebalance_cooperatively(driver, rebalancer=None)
+    await driver._send_req(COMMIT)
+    await driver._send_req(JOIN)
+    await driver._send_req(COMMIT)
+    assert driver.connections == ["coordination", "coordination", ConnectionGroup.DEFAULT]
+
+
+async def test_a_commit_that_the_next_generation_refuses_costs_no_membership():
+    """Its answer may arrive before the one to the request to join."""
+    driver = Committing(IllegalGenerationError.errno)
+    rebalance_cooperatively(driver, rebalancer=None)
+    answer = await driver._send_req(COMMIT)
+    assert answer.topics == [("t", [(0, IllegalGenerationError.errno)])], "expelled: aiokafka joins"
+    await driver._send_req(JOIN)
+    with pytest.raises(CommitFailedError, match="rebalanced"):
+        await driver._send_req(COMMIT)
+
+
+async def test_an_expelled_member_prepares_again_and_claims_nothing():
+    driver = Committing()
+    rebalance_cooperatively(driver, rebalancer=None)
+    driver.reset_generation()
+    assert driver.resets == 1
+    assert not driver._performed_join_prepare
+    sent = await driver._send_req(JOIN)
+    assert [(name, Member.decode(data)) for name, data in sent.group_protocols] == [
+        ("cooperative-sticky", Member(("t",), user_data=b"\xff\xff\xff\xff"))
+    ]
+
+
+async def test_all_assignors_are_named_at_once_and_keep_their_metadata():
+    driver = Committing()
+    driver._assignors.append(RoundRobinPartitionAssignor)
+    rebalance_cooperatively(driver, rebalancer=None)
+    sent = await driver._send_req(JOIN)
+    assert [name for name, _ in sent.group_protocols] == ["cooperative-sticky", "roundrobin"]
+    assert Member.decode(sent.group_protocols[1][1]) == Member(("t",))
+    assert len(driver._assignors) == 1
+    assert driver._lookup_assignor("roundrobin") is RoundRobinPartitionAssignor
+    assert driver._lookup_assignor("range") is None
+
+
+async def test_other_consumers_are_left_alone():
+    driver = Committing()
+    driver._assignors = [RoundRobinPartitionAssignor]
+    rebalance_cooperatively(driver, rebalancer=None)
+    assert "_send_req" not in vars(driver)
+    rebalance_cooperatively(SimpleNamespace(_coordinator=object()), rebalancer=None)  # no group
