@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import random
 import time
 
 import pytest
@@ -164,8 +165,8 @@ async def group_of(shared_kafka, name, consumer_of):
     """Start a group without members: `await group_of(partitions)`."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def begin(partitions, *, interval=0.02):
-            group = Group(shared_kafka, name, partitions, consumer_of)
+        async def begin(partitions, *, interval=0.02, kafka=shared_kafka):
+            group = Group(kafka, name, partitions, consumer_of)
             await group.start(interval)
 
             async def end():
@@ -433,3 +434,29 @@ async def test_positions_of_partitions_that_stay_are_never_asked_for_again(group
     for at in old.partitions:
         assert internals.state_of(instance, TopicPartition(group.name, at)) is states[at]
     assert await group.ledger() == (0, 0)
+
+
+@pytest.mark.soak
+async def test_the_ledger_is_exact_while_members_come_and_go_and_the_broker_restarts(
+    group_of, kafka_server
+):
+    rng = random.Random(12)
+    group = await group_of(12, kafka=kafka_server)
+    for _ in range(3):
+        group.join(heartbeat_interval_ms=rng.choice([100, 1000]))
+    await group.settled()
+    until = time.monotonic() + 40.0
+    while time.monotonic() < until:
+        if len(group.members) < 2 or (len(group.members) < 5 and rng.random() < 0.5):
+            group.join(heartbeat_interval_ms=rng.choice([100, 1000]))
+        else:
+            await group.leave(rng.choice(group.members))
+        if rng.random() < 0.2:
+            kafka_server.kill()
+            await kafka_server.restart()
+        await asyncio.sleep(rng.choice([0.0, 0.3, 1.5]))
+    await group.settled()
+    await group.progress(range(12))
+    lost, again = await group.ledger()
+    assert lost == 0
+    assert again < sum(group.sent) / 10  # those after the last commit before a restart, if any
