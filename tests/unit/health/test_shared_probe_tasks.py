@@ -107,7 +107,7 @@ async def test_probe_that_waits_keeps_its_task_and_delays_no_other(watched):
     for name, wait in waits.items():
         watched.add(probe_of(name, wait))
     await asyncio.sleep(0.5 * INTERVAL)
-    assert seen == dict.fromkeys(waits, [(0.0, True)])
+    assert seen == {name: [(0.0, True)] for name in waits}
 
 
 async def test_result_of_a_probe_may_be_any_awaitable(watched):
