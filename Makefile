@@ -14,7 +14,8 @@ versions = tests/unit tests/wire tests/live/lifecycle \
 	$$(grep -rlE "cancel_everywhere|mark\.versions" tests/live)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions soak containers simulate coverage bench bench-link works-with lint format types docs \
+.PHONY: help demo test test-versions soak containers simulate coverage bench bench-link \
+	bench-redelivery works-with lint format types docs \
 	structure wheel servers screenshots lock clean
 
 help: ## list the targets
@@ -54,6 +55,10 @@ bench: ## compare with other Redis and Kafka clients (ARGS=redis or kafka for on
 bench-link: ## how soon a cut network is noticed, in network namespaces (needs root)
 	$(kafka)
 	$(in_venv) test python -m benchmarks.link $(ARGS)
+
+bench-redelivery: ## how many Kafka records are delivered again after a kill, a close, a rebalance
+	$(kafka)
+	$(in_venv) test python -m benchmarks.redelivery $(ARGS)
 
 works-with: ## run other libraries' tests on redis-py and on ResilientRedis (ARGS="arq saq" for some)
 	$(in_venv) test,lock python -m tests.works_with $(ARGS)

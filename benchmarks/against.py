@@ -32,7 +32,14 @@ REDIS = {
     "get-500": "GET, 500 callers",
     "pipeline": "pipeline of 100 GETs",
 }
-KAFKA = {"send": "`send`, 1,000 keys", "run": "`run`, handler that does nothing"}
+KAFKA = {
+    "send": "`send`, 1,000 keys",
+    "send-keyless": "`send`, without keys",
+    "wait-500": "`send_and_wait`, 500 callers",
+    "async-for": "`async for`",
+    "run": "`run`, handler that does nothing",
+}
+READING = ("async-for", "run")
 WORKLOADS = REDIS | KAFKA
 RECORDS = 200_000
 TIMEOUT = 120.0
@@ -120,7 +127,7 @@ async def run(options: argparse.Namespace, before: Path) -> None:
             await broker.create_topic("against-run", partitions=4)
             await measure(ROOT / "src", "fill", address, str(RECORDS), "0")
             for name in kafka:
-                length = seconds if name == "send" else str(RECORDS)
+                length = str(RECORDS) if name in READING else seconds
                 print(await compare(sources, name, address, rounds, length), flush=True)
 
 

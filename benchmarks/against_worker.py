@@ -23,10 +23,11 @@ CHUNK = 1000
 
 async def main(workload: str, address: str, length: float, number: int) -> tuple[int, float, float]:
     """Run a workload; return how often it ran, the seconds and the CPU seconds."""
-    if workload == "run":
-        return await run(address, int(length), number)
-    if workload in ("send", "fill"):
-        return await send(address, length, fill=workload == "fill")
+    if workload in ("run", "async-for"):
+        read = run if workload == "run" else iterate
+        return await read(address, int(length), number)
+    if workload in ("send", "send-keyless", "wait-500", "fill"):
+        return await send(address, length, workload)
     return await call_redis(workload, address, length)
 
 
@@ -71,10 +72,11 @@ async def repeat(
     return done, time.perf_counter() - started, time.process_time() - cpu
 
 
-async def send(servers: str, length: float, *, fill: bool) -> tuple[int, float, float]:
-    """Send records with 1,000 keys, for some seconds or up to a number, and wait for all."""
+async def send(servers: str, length: float, workload: str) -> tuple[int, float, float]:
+    """Send records of 1,000 keys or without keys, for some seconds or up to a number."""
+    fill = workload == "fill"
     topic = "against-run" if fill else "against-send"
-    keys = [f"key-{number}".encode() for number in range(CHUNK)]
+    keys = [None if workload == "send-keyless" else b"key-%d" % number for number in range(CHUNK)]
     value = b"x" * 200
     async with ResilientKafkaProducer(bootstrap_servers=servers) as producer:
         await producer.health.until_up(30)
@@ -84,22 +86,46 @@ async def send(servers: str, length: float, *, fill: bool) -> tuple[int, float, 
             for future in futures:
                 await future
 
+        async def wait() -> None:
+            for key in keys[:10]:
+                await producer.send_and_wait(topic, value, key)
+
         if fill:
             for _ in range(int(length) // CHUNK):
                 await batch()
             return 1, 1.0, 1.0
-        await repeat(batch, 1, 3 * WARM_UP)
-        return await repeat(batch, 4, length, worth=CHUNK)
+        work, callers, worth = (wait, 500, 10) if workload == "wait-500" else (batch, 20, CHUNK)
+        await repeat(work, callers, 3 * WARM_UP, worth=worth)
+        return await repeat(work, callers, length, worth=worth)
+
+
+def open_consumer(servers: str, number: int) -> ResilientKafkaConsumer:
+    """Return a consumer of a new group, from the beginning."""
+    group = f"{number}-{time.time_ns()}"
+    return ResilientKafkaConsumer(
+        "against-run", bootstrap_servers=servers, group_id=group, auto_offset_reset="earliest"
+    )
+
+
+async def iterate(servers: str, records: int, number: int) -> tuple[int, float, float]:
+    """Read all records of a topic in a loop that does nothing."""
+    handled = 0
+    started = cpu = 0.0
+    async with open_consumer(servers, number) as consumer:
+        async for _ in consumer:
+            handled += 1
+            if handled == CHUNK:
+                started, cpu = time.perf_counter(), time.process_time()
+            if handled == records:
+                break
+        return records - CHUNK, time.perf_counter() - started, time.process_time() - cpu
 
 
 async def run(servers: str, records: int, number: int) -> tuple[int, float, float]:
     """Handle all records of a topic with a handler that does nothing."""
     handled = 0
     times: list[tuple[float, float]] = []
-    group = f"{number}-{time.time_ns()}"
-    consumer = ResilientKafkaConsumer(
-        "against-run", bootstrap_servers=servers, group_id=group, auto_offset_reset="earliest"
-    )
+    consumer = open_consumer(servers, number)
 
     async def handle(record: Any) -> None:  # noqa: ARG001 (the handler needs none of it)
         nonlocal handled

@@ -16,14 +16,12 @@ class Target:
         against: The client that ours is compared with.
         of: What of it, if not the rate: "CPU".
         least: What is asked for.
-        accepted: What still counts, where that is less.
         most: The other way round: a bound from above.
     """
 
     against: str
     of: str = ""
     least: float | None = None
-    accepted: float | None = None
     most: float | None = None
 
     def verdict(self, value: float) -> str:
@@ -31,11 +29,7 @@ class Target:
         if self.most is not None:
             return verdict(value <= self.most)
         assert self.least is not None
-        if value >= self.least:
-            return REACHED
-        if self.accepted is not None and value >= self.accepted:
-            return f"least ({self.accepted:g}x) reached"
-        return MISSED
+        return verdict(value >= self.least)
 
     @property
     def wording(self) -> str:
@@ -43,8 +37,7 @@ class Target:
         of = f"{self.of} " * bool(self.of)
         if self.most is not None:
             return f"{of}≤{self.most:g}x {self.against}"
-        least = f" (least {self.accepted:g}x)" if self.accepted is not None else ""
-        return f"{of}≥{self.least:g}x {self.against}{least}"
+        return f"{of}≥{self.least:g}x {self.against}"
 
 
 def verdict(reached: bool) -> str:  # noqa: FBT001 (one word for one fact)

@@ -42,8 +42,16 @@ def _without_targets(table: str) -> str:
     rows = [line.strip("|").split("|") for line in table.splitlines()]
     columns = [cell.strip() for cell in rows[0]].index(_FIRST_OMITTED)
     shown = [cells[:columns] for cells in rows]
-    # A row with gaps is a further target for the row above it, or about resilient-io alone.
-    return "".join(f"|{'|'.join(cells)}|\n" for cells in shown if all(map(str.strip, cells)))
+    return "".join(f"|{'|'.join(cells)}|\n" for cells in shown if _compares(cells))
+
+
+def _compares(cells: list[str]) -> bool:
+    """Return whether a row compares clients.
+
+    Others are a further target for the row above, or about resilient-io alone.
+    """
+    name, *peers, ours = map(str.strip, cells)
+    return all([name, ours, *peers]) and set(peers) != {"-"}
 
 
 def main() -> int:

@@ -133,7 +133,11 @@ class Arena:
         self, work: Work, contestant: str, seconds: float, total: int
     ) -> dict[str, float]:
         self._groups += 1
-        details: dict[str, Any] = {"handler": work.handler, "concurrency": work.concurrency}
+        details: dict[str, Any] = {
+            "handler": work.handler,
+            "varied": work.varied,
+            "concurrency": work.concurrency,
+        }
         return await self._workers[client_of(contestant)].do(
             "consume",
             kind=work.clients[contestant],

@@ -44,6 +44,11 @@ def _rows(work: Work, results: Results) -> list[Sequence[str]]:
         ratio = _ratio(measured, target)
         rows.append((*cells, target.wording, times(ratio), target.verdict(ratio.median)))
         cells = [""] * len(cells)
+    if work.most_cpu is not None:
+        cpu = spread([got["cpu"] for got in measured[OURS]])
+        figures = f"{cpu.median:.2f} ({cpu.low:.2f}-{cpu.high:.2f})"
+        reached = verdict(cpu.median <= work.most_cpu)
+        rows.append((*cells, f"CPU ≤{work.most_cpu:g} µs", figures, reached))
     return rows
 
 

@@ -72,6 +72,7 @@ async def _consume(worker: Worker, setting: dict[str, Any], group: str) -> dict[
         seconds=_SECONDS,
         total=_TOTAL,
         handler=0.0,
+        varied=False,
         concurrency=1,
         setting=setting,
     )

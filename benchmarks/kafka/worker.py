@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,7 @@ class KafkaServant:
         seconds: float,
         total: int,
         handler: float,
+        varied: bool,
         concurrency: int,
         setting: dict[str, Any] | None = None,
     ) -> dict[str, float]:
@@ -106,9 +108,9 @@ class KafkaServant:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 if kind == "run":
-                    await consumer.run(meter, _handler(handler), concurrency)
+                    await consumer.run(meter, _handler(handler, varied=varied), concurrency)
                 else:
-                    await consumer.iterate(meter, _handler(handler))
+                    await consumer.iterate(meter, _handler(handler, varied=varied))
                 return await meter.result
         finally:
             await consumer.aclose()
@@ -140,9 +142,11 @@ class KafkaServant:
         return {"share": share}
 
 
-def _handler(seconds: float) -> Callable[[], Awaitable[None]] | None:
+def _handler(seconds: float, *, varied: bool) -> Callable[[], Awaitable[None]] | None:
+    share = random.Random(1).random if varied else lambda: 1.0
+
     async def slow() -> None:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds * share())
 
     return slow if seconds else None
 

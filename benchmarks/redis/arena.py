@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from redis.crc import key_slot
 
 from benchmarks.statistics import turn
 from benchmarks.worker import Worker
-from resilient_io.testing import RedisServer, RedisServerCluster
+from resilient_io.testing import RedisServer, RedisServerCluster, SentinelSetup
 
 from .clients import CLUSTER
-from .plan import CLIENTS, CLUSTER_CLIENTS, KEYS, OURS
-from .worker import value_of
+from .plan import CLIENTS, CLUSTER_CLIENTS, KEYS, OURS, WITHOUT_SENTINEL, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +47,7 @@ class Arena:
             await stack.enter_async_context(self._server)
             await self._fill()
             for client in self.clients:
-                worker = _worker(client + self.suffix, self._server.url, self._loop)
+                worker = _worker(client + self.suffix, self._url_for(client), self._loop)
                 self._workers[client] = await stack.enter_async_context(worker)
             self._stack = stack.pop_all()
         return self
@@ -61,6 +60,10 @@ class Arena:
     ) -> None:
         """Stop the workers and the server."""
         await self._stack.aclose()
+
+    def _url_for(self, _client: str) -> str:
+        url: str = self._server.url
+        return url
 
     async def _fill(self) -> None:
         await fill(self._server)
@@ -160,6 +163,29 @@ class ClusterArena(Arena):
             slot = key_slot(key.encode())
             owner = next(shard.master for shard in shards if shard.owns(slot))
             await owner.query("SET", key, value_of(index))
+
+
+class SentinelArena(Arena):
+    """A master and three Sentinels, which one of two workers asks for it."""
+
+    clients = (WITHOUT_SENTINEL, OURS)
+
+    def __init__(self, loop: str, say: Say) -> None:
+        super().__init__(loop, say)
+        self._server = SentinelSetup(replicas=1)
+
+    def _url_for(self, client: str) -> str:
+        if client == WITHOUT_SENTINEL:
+            return self._server.nodes[0].url
+        sentinels = ",".join(f"{host}:{port}" for host, port in self._server.addresses)
+        return f"redis+sentinel://{sentinels}/{self._server.name}/0"
+
+    async def _fill(self) -> None:
+        await fill(self._server.nodes[0])
+
+
+ARENAS: Final = {"cluster": ClusterArena, "sentinel": SentinelArena}
+"""Where works run that need more than one server."""
 
 
 def _worker(client: str, url: str, loop: str) -> Worker:

@@ -1,12 +1,13 @@
-"""How much of the event loop's time it takes to read the slots of a large cluster.
+"""How much of the event loop's time it takes to refresh the slots of a large cluster.
 
-The reply to CLUSTER SHARDS is simulated. Its bytes are parsed in pieces, as they would arrive; then
-the table is read in slices, and compared with the one before. The time is that of the CPU, so that
-other processes do not count.
+The reply to CLUSTER SLOTS is simulated. Its bytes are parsed in pieces, as they would arrive; then
+the table is read, and used by the router of a client, in slices. One shard has failed over since
+the refresh before. The time is that of the CPU, so that other processes do not count.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,18 @@ import hiredis
 from benchmarks.markdown import table
 from benchmarks.statistics import spread
 from benchmarks.targets import verdict
-from resilient_io.redis.cluster.slots import SLOTS, SlotTable, read_table
+from resilient_io.redis.cluster import ResilientRedisCluster
+from resilient_io.redis.cluster.slots import SLOTS, read_table
 
 from .plan import OURS, REFRESH_TARGETS, SLICE_TARGET
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from benchmarks.suite import Results, Rounds
+    from resilient_io.redis.cluster.router import Router
 
+_HOST = "10.0.0.1"
 _PIECE = 64 * 1024
 _REPLICAS = 2
 _MS = 1000.0
@@ -52,66 +56,62 @@ def refresh_table(results: Results) -> list[str]:
 def _round() -> dict[str, float]:
     measured: dict[str, float] = {}
     for nodes in REFRESH_TARGETS:
-        reply = _encoded(_shards_of(nodes))
-        known, _ = _refresh(reply, None)
-        _, slices = _refresh(reply, known)
+        router = ResilientRedisCluster(_HOST, 6379)._router
+        before, after = (_encoded(_slots_of(nodes, failed_over)) for failed_over in (False, True))
+        _refresh(router, before)
+        slices = _refresh(router, after)
         measured[f"all-{nodes}"] = sum(slices) * _MS
         measured[f"slice-{nodes}"] = max(slices) * _MS
     return measured
 
 
-def _refresh(reply: bytes, known: SlotTable | None) -> tuple[SlotTable, list[float]]:
-    """Return the table, and the seconds of each slice."""
-    slices = []
+def _refresh(router: Router, reply: bytes) -> list[float]:
+    """Have a router use a reply. Return the seconds of each slice."""
+    slices: list[float] = []
     reader = hiredis.Reader()
+    parsed: Any = False
     for at in range(0, len(reply), _PIECE):
-        began = time.thread_time()
         reader.feed(reply[at : at + _PIECE])
-        parsed: Any = reader.gets()
-        slices.append(time.thread_time() - began)
-    reading = read_table(parsed, asked="10.0.0.1", known=known)
+        parsed = _timed(reader.gets, slices)
+    found = _run(read_table(parsed, asked=_HOST, known=router.table), slices)
+    _run(router._use(found, asyncio.get_running_loop().time()), slices)
+    return slices
+
+
+def _run(work: Coroutine[Any, Any, Any], slices: list[float]) -> Any:
+    """Return the result of work that waits for nothing but the next iteration of the loop."""
     while True:
-        began = time.thread_time()
         try:
-            reading.send(None)
+            _timed(lambda: work.send(None), slices)
         except StopIteration as stop:
-            slices.append(time.thread_time() - began)
-            found: SlotTable = stop.value
-            break
-        slices.append(time.thread_time() - began)
+            return stop.value
+
+
+def _timed(step: Callable[[], Any], slices: list[float]) -> Any:
     began = time.thread_time()
-    (known or found).difference(found)
-    slices.append(time.thread_time() - began)
-    return found, slices
+    try:
+        return step()
+    finally:
+        slices.append(time.thread_time() - began)
 
 
-def _shards_of(nodes: int) -> list[Any]:
+def _slots_of(nodes: int, failed_over: bool) -> list[Any]:  # noqa: FBT001 (one fact)
+    """Return a reply to CLUSTER SLOTS. A replica may have taken over the first slots."""
     count = nodes // (1 + _REPLICAS)
     bounds = [SLOTS * at // count for at in range(count + 1)]
-    return [
-        [
-            "slots",
-            [bounds[at], bounds[at + 1] - 1],
-            "nodes",
-            [_node(at * (1 + _REPLICAS) + number, number) for number in range(1 + _REPLICAS)],
-        ]
+    shards = [
+        [_node(at * (1 + _REPLICAS) + number) for number in range(1 + _REPLICAS)]
         for at in range(count)
     ]
+    if failed_over:
+        shards[0].reverse()
+    return [[bounds[at], bounds[at + 1] - 1, *shard] for at, shard in enumerate(shards)]
 
 
-def _node(identity: int, number: int) -> list[Any]:
-    address = f"10.0.{identity // 250}.{identity % 250}"
-    facts = {
-        "id": f"{identity:040x}",
-        "port": 6379,
-        "ip": address,
-        "endpoint": address,
-        "role": "replica" if number else "master",
-        "replication-offset": 123_456,
-        "health": "online",
-        "availability-zone": f"eu-{number}",
-    }
-    return [part for fact in facts.items() for part in fact]
+def _node(identity: int) -> list[Any]:
+    host = f"10.0.{identity // 250}.{identity % 250}"
+    metadata = ["hostname", f"node-{identity}.example.org"]
+    return [host, 6379, f"{identity:040x}", metadata]
 
 
 def _encoded(value: Any) -> bytes:

@@ -9,7 +9,7 @@ from benchmarks.suite import Suite
 from resilient_io.testing import find_redis
 
 from . import refresh
-from .arena import Arena, ClusterArena, tune
+from .arena import ARENAS, Arena, tune
 from .plan import EXTRAS, WORKS
 from .tables import resource_table, scale_table, speed_table
 
@@ -22,16 +22,13 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 async def _measure(loop: str, effort: Effort, say: Say) -> Results:
     wanted, rounds, seconds = effort.wanted, effort.rounds, effort.seconds
     results: Results = {}
-    cluster = [work for work in WORKS if work.cluster and work.name in wanted]
-    if cluster:
-        async with ClusterArena(loop, say) as arena:
-            for work in cluster:
-                results[work.name] = await arena.compete(work, rounds, seconds)
-    if not set(wanted) - {work.name for work in cluster} - {"refresh"}:
+    for server in ARENAS:
+        results |= await _on_several_servers(server, loop, effort, say)
+    if not set(wanted) - results.keys() - {"refresh"}:
         return results | await _refresh(loop, effort, say)
     async with Arena(loop, say) as arena:
         for work in WORKS:
-            if work.name in wanted and not work.cluster:
+            if work.name in wanted and work.server == "single":
                 results[work.name] = await arena.compete(work, rounds, seconds)
         if "overhead" in wanted:
             results["overhead"] = await arena.overhead(rounds, seconds * 2)
@@ -42,6 +39,16 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
         if "down" in wanted:
             results["down"] = await arena.down(rounds)
     return results | await _refresh(loop, effort, say)
+
+
+async def _on_several_servers(server: str, loop: str, effort: Effort, say: Say) -> Results:
+    works = [work for work in WORKS if work.server == server and work.name in effort.wanted]
+    if not works:
+        return {}
+    async with ARENAS[server](loop, say) as arena:
+        return {
+            work.name: await arena.compete(work, effort.rounds, effort.seconds) for work in works
+        }
 
 
 async def _refresh(loop: str, effort: Effort, say: Say) -> Results:

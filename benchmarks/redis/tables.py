@@ -15,6 +15,7 @@ from .plan import (
     CROWD_TARGET,
     DEPENDENCIES_TARGET,
     DOWN_TARGET,
+    FUTURES_TARGET,
     MEMORY_TARGET,
     OURS,
     OVERHEAD_TARGET,
@@ -40,7 +41,7 @@ def speed_table(results: Results) -> list[str]:
     rows += _cost_row(results)
     rows += _tail_row(results)
     rows += _down_row(results)
-    rows += _overhead_row(results)
+    rows += _overhead_rows(results)
     head = ("work", *PEERS, OURS, "must reach", "measured (each round)", "")
     return table(head, rows)
 
@@ -173,11 +174,14 @@ def _down_row(results: Results) -> list[Sequence[str]]:
     ]
 
 
-def _overhead_row(results: Results) -> list[Sequence[str]]:
+def _overhead_rows(results: Results) -> list[Sequence[str]]:
     if "overhead" not in results:
         return []
     added, ours, bare = (
         _of(results, "overhead", OURS, key) for key in ("overhead", "ours", "bare")
+    )
+    cpu, futures, multiple = (
+        _of(results, "overhead", OURS, key) for key in ("ours CPU", "futures CPU", "CPU multiple")
     )
     return [
         (
@@ -187,7 +191,15 @@ def _overhead_row(results: Results) -> list[Sequence[str]]:
             f"≤{OVERHEAD_TARGET:.0%} more",
             f"{added.median:.0%} ({added.low:.0%} to {added.high:.0%})",
             verdict(added.median <= OVERHEAD_TARGET),
-        )
+        ),
+        (
+            "against futures of the same loop, without a server, CPU µs per GET",
+            *[""] * len(PEERS),
+            f"{cpu.median:.2f} against {futures.median:.2f}",
+            f"≤{FUTURES_TARGET:g}x",
+            times(multiple),
+            verdict(multiple.median <= FUTURES_TARGET),
+        ),
     ]
 
 

@@ -16,7 +16,7 @@ from benchmarks.statistics import quantile
 from benchmarks.worker import run
 
 from .clients import OPENERS
-from .plan import CROWD, KEYS, LARGE_BYTES, OURS, PIPELINE, VALUE_BYTES
+from .plan import CROWD, KEYS, LARGE_BYTES, OURS, PIPELINE, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -32,11 +32,6 @@ _CONSTRUCTED = 200
 _TRACED = 50
 _OBSERVED = 5.0
 _LONGEST_START = 40.0
-
-
-def value_of(index: int) -> bytes:
-    """Return the value of a key: 64 bytes that begin with its index."""
-    return b"%d:" % index + b"x" * (VALUE_BYTES - len(b"%d:" % index))
 
 
 class Drive:
@@ -57,9 +52,10 @@ class Drive:
         callers = [asyncio.create_task(step(index)) for index in range(self._callers)]
         await asyncio.sleep(0)
         gc.collect()
-        asyncio.get_running_loop().call_later(seconds, self._stop)
-        self._begin.set()
         cpu, start = time.process_time(), time.perf_counter()
+        self._begin.set()
+        await asyncio.sleep(0)  # every caller begins, however slowly: none is without a call
+        asyncio.get_running_loop().call_later(seconds, self._stop)
         calls = sum(await asyncio.gather(*callers))
         elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
         result = {"rate": calls / elapsed, "cpu": cpu / calls * 1e6, "calls": calls}
@@ -177,15 +173,31 @@ class RedisServant:
         return await Drive(self._client, kind, callers).run(seconds)
 
     async def overhead(self, seconds: float) -> dict[str, float]:
-        """Compare with the bare connection, in turns so short that the load is the same."""
-        bare = await OPENERS["bare connection"](self._url, 50, value_of(0))
-        cost = {"ours": 0.0, "bare": 0.0}
-        for number in range(_SLICES * 2):
-            side, client = (("ours", self._client), ("bare", bare))[number % 2]
-            result = await Drive(client, "get", 50).run(seconds / _SLICES)
-            cost[side] += 1e6 / result["rate"] / _SLICES
+        """Compare with a bare connection and with futures alone.
+
+        They take turns that are so short that the load is the same.
+        """
+        bare, futures = [
+            await OPENERS[name](self._url, 50, value_of(0))
+            for name in ("bare connection", "futures")
+        ]
+        sides = (("ours", self._client), ("bare", bare), ("futures", futures))
+        cost = {name: 0.0 for name, _ in sides}
+        cpu = dict(cost)
+        for _ in range(_SLICES):
+            for name, client in sides:
+                result = await Drive(client, "get", 50).run(seconds / _SLICES)
+                cost[name] += 1e6 / result["rate"] / _SLICES
+                cpu[name] += result["cpu"] / _SLICES
         await bare.aclose()
-        return {**cost, "overhead": cost["ours"] / cost["bare"] - 1}
+        return {
+            "ours": cost["ours"],
+            "bare": cost["bare"],
+            "overhead": cost["ours"] / cost["bare"] - 1,
+            "ours CPU": cpu["ours"],
+            "futures CPU": cpu["futures"],
+            "CPU multiple": cpu["ours"] / cpu["futures"],
+        }
 
     async def down(self) -> dict[str, float]:
         """Return the cost of a call while the server is dead: µs until its error was caught."""

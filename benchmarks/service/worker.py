@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.redis.clients import Ours
-from benchmarks.redis.worker import Drive, value_of
+from benchmarks.redis.plan import value_of
+from benchmarks.redis.worker import Drive
 from benchmarks.worker import run
 
 from .plan import CALLERS, EXPORT_EVERY, STARTS

@@ -92,7 +92,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "lost-pop-counts-as-unsent",
         "retries",
-        "redis/pool.py",
+        "redis/exclusive_call.py",
         "failure, Progress.MAYBE_APPLIED, timed_out=timed_out, expired=expired",
         "failure, Progress.NOT_SENT, timed_out=timed_out, expired=expired",
         "A BLPOP whose reply was lost pops a second element; the first is gone.",
@@ -138,7 +138,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "fence-misses-name",
         "fencing",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         'if f":{identity(name)} " in text:',
         'if text.endswith(f" name={name}"):',
         "A dead connection is never killed, so an old SET that is held in the network "
@@ -147,7 +147,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "kill-before-lookup",
         "fencing",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         '        listed = await query("CLIENT", "LIST", "ID", client_id)\n',
         """        await query("CLIENT", "KILL", "ID", client_id)
         listed = await query("CLIENT", "LIST", "ID", client_id)
@@ -199,7 +199,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "forbidden-kill-counts-as-fenced",
         "fencing",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         '        return "No such client" in str(error)',
         "        return True",
         "Where an ACL forbids CLIENT KILL, an abandoned SET overwrites an acknowledged one.",
@@ -288,7 +288,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "timed-out-connection-reused",
         "reply matching",
-        "redis/pool.py",
+        "redis/exclusive_call.py",
         "clean = not isinstance(reply, AttemptFailed | _StillWaiting)",
         "clean = connection.is_connected",
         "The late reply to a BLPOP that timed out becomes the result of another caller's call.",
@@ -617,14 +617,14 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-queued-call-sent",
         "cancellation",
         "redis/connection.py",
-        "if True in [entry.done() for entry in compress(queue, data)]:",
-        "if False not in [entry.done() for entry in compress(queue, data)]:",
+        "cancelled = any(map(_is_done, queue))",
+        "cancelled = all(map(_is_done, queue))",
         "A write that was cancelled before its loop tick ended is sent together with the others.",
     ),
     PlantedBug(
         "cancelled-pop-not-recovered",
         "cancellation",
-        "redis/pool.py",
+        "redis/exclusive_call.py",
         "return await connection.read_response(disconnect_on_error=False)",
         "return await connection.read_response()",
         "A cancelled BLPOP loses the element that the server gave it.",
@@ -633,8 +633,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "element-put-back-at-wrong-end",
         "cancellation",
         "redis/pool.py",
-        '_UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH",',
-        '_UNDO = {"BLPOP": "RPUSH", "BRPOP": "LPUSH",',
+        'UNDO = {"BLPOP": "LPUSH", "BRPOP": "RPUSH",',
+        'UNDO = {"BLPOP": "RPUSH", "BRPOP": "LPUSH",',
         "The element of a cancelled BLPOP is handled after all that were pushed later.",
     ),
     PlantedBug(
@@ -737,7 +737,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "handshake-unlimited",
         "deadlines",
-        "redis/connect.py",
+        "redis/driver_connection.py",
         """        async with StallTolerantTimeout(timeout):
             await connection.send_command(*command)
             return await connection.read_response()
@@ -825,7 +825,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "lost-state-not-reported",
         "pipelines",
-        "redis/multiplexer.py",
+        "redis/session.py",
         "        self._set, self.lost = [], self._set\n",
         "        self._set = []\n",
         "After a lost connection, the commands of a MULTI are executed one by one outside it.",

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from asyncio.transports import _FlowControlMixin
+from heapq import heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .loop import IOEvent
@@ -160,6 +161,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         "_late_acknowledged",
         "_latency",
         "_network",
+        "_order",
+        "_outside",
         "_paused",
         "_protocol",
         "_push",
@@ -212,6 +215,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._network = network
         self._wrote = network.history.wrote
         self._push = network.loop.push
+        self._outside, self._order = network.loop.outside, network.loop.order
         self._random = network.random.random
         settings = network.settings
         self._latency, self._jitter, self._split = (
@@ -483,10 +487,11 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             size = len(data)
             if not size:
                 return
+        now = self._loop.now
         if not self._unacknowledged:
-            self._first_unacknowledged = self._loop.now
+            self._first_unacknowledged = now
         self._unacknowledged += size
-        self._sent_at = self._loop.now
+        self._sent_at = now
         if size > 1 and self._random() < self._split:
             middle = 1 + int(self._random() * (size - 1))
             self._send_request(data[:middle])
@@ -578,7 +583,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if at < self._requests_last:  # noqa: PLR1730 (faster than `max`)
             at = self._requests_last
         self._requests_last = at
-        self._push(at, self._arrive_at_server, item)
+        # As `SimulatedLoop.push`, without its frame.
+        heappush(self._outside, (at, next(self._order), self._arrive_at_server, (item,)))
 
     def _arrive_at_server(self, item: bytes | str) -> None:
         if self.requests_held or self._requests_waiting:
@@ -648,14 +654,20 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if at < self._replies_last:  # noqa: PLR1730 (faster than `max`)
             at = self._replies_last
         self._replies_last = at
-        self._push(at, self._arrive_at_client, item)
+        heappush(self._outside, (at, next(self._order), self._arrive_at_client, (item,)))
 
     def _arrive_at_client(self, item: bytes | str) -> None:
         if self.replies_held or self._replies_waiting:
             if not self._forgotten and not (item is RST and self.cuts):
                 self._replies_waiting.append(item)
-        else:
+        elif item is FIN or item is RST or self._socket_closed or self._dead:
             self._receive(item)
+        else:  # the usual case of `_receive`
+            self._received.append(item)
+            self._received_at = self._loop.now
+            if self._reading and not self._read_armed:
+                self._read_armed = True
+                self._loop.poll_results.append(self._readable)
 
     # -- faults ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ always present would hide what happens without it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -538,7 +539,9 @@ class _Drawer:
     def __init__(self, rng: Random, theme: Theme) -> None:
         self.rng = rng
         self.theme = theme
-        self._calls = self._swarm(theme.calls, 0.3)
+        calls = self._swarm(theme.calls, 0.3)
+        # For `Random.choices`, which would add up the weights for each choice.
+        self._kinds, self._weights = list(calls), list(accumulate(calls.values()))
         self._faults = self._swarm(theme.faults, 0.5)
         self._span = rng.choice([3.0, 6.0, 10.0])
         """Seconds in which calls and faults are made."""
@@ -648,7 +651,7 @@ class _Drawer:
 
     def _call(self, number: int, pause: float) -> Call:
         rng, theme = self.rng, self.theme
-        kind = rng.choices(list(self._calls), list(self._calls.values()))[0]
+        kind = rng.choices(self._kinds, cum_weights=self._weights)[0]
         cancel = rng.random() < theme.cancel
         limited = rng.random() < theme.deadline or kind == "late"
         arguments = self._arguments(kind)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from .faster_driver import make_driver_faster
 from .history import History
-from .loop import NothingWillHappen, SimulatedLoop, SimulatedTask, TooManySteps, describe_exception
+from .loop import NothingWillHappen, SimulatedLoop, TooManySteps, describe_exception
 from .plan import NetworkSettings
 
 if TYPE_CHECKING:
@@ -186,10 +186,9 @@ def _end_tasks(simulation: Simulation) -> None:
     """Cancel the tasks that are left, and run the loop until they have ended."""
     loop = simulation.loop
     for _ in range(3):  # a task may start others, or survive its first cancellation
-        tasks = [task for task in asyncio.all_tasks(loop) if isinstance(task, SimulatedTask)]
+        tasks = loop.unfinished_tasks()
         if not tasks:
             return
-        tasks.sort(key=hash)
         simulation.leftover_tasks += [task.get_name() for task in tasks]
         for task in tasks:
             task.cancel()
@@ -197,5 +196,5 @@ def _end_tasks(simulation: Simulation) -> None:
         with contextlib.suppress(NothingWillHappen, TooManySteps):
             loop.run_until_complete(asyncio.wait(tasks, timeout=LONGEST_END))
     survivor: Any
-    for survivor in asyncio.all_tasks(loop):
+    for survivor in loop.unfinished_tasks():
         survivor._log_destroy_pending = False

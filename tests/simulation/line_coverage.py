@@ -26,6 +26,8 @@ FILES = (
         "redis/lifetime.py",
     ),
     *("redis/connect.py", "redis/multiplexer.py", "redis/pool.py", "redis/pipeline.py"),
+    *("redis/exclusive_call.py", "redis/driver_connection.py"),
+    *("redis/waiting.py", "redis/session.py"),
     *("redis/probe.py", "redis/runtime.py", "redis/sharing.py", "redis/scripts.py"),
     *("redis/lock.py", "redis/lock_keys.py", "redis/large_replies.py"),
     *("health/prober.py", "health/machine.py", "health/dependency.py"),
@@ -94,8 +96,9 @@ NOT_SIMULATED = {
         "def disown(self)",
     ),
     "a defect of the probe itself": (
-        'raise ProbeFailed(Cause.OTHER, "the probe cancelled itself") from None',
-        "except Exception as exc:",
+        'return ProbeFailed(Cause.OTHER, "the probe cancelled itself")',
+        "if not self._logged_bug:",
+        'return ProbeFailed(Cause.OTHER, f"the probe raised',
     ),
     "a socket of the kernel": ("return size + send_queue_size(sock.fileno())",),
 }

@@ -17,12 +17,14 @@ from heapq import heappop, heappush
 from math import exp, inf, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import ref
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Coroutine
     from contextvars import Context
     from random import Random
+    from weakref import ReferenceType
 
     from .network import Network
 
@@ -175,6 +177,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         max_steps: The largest number of them.
         numbers: Gives the hashes of tasks and futures.
         poll_results: What runs after this poll, in a seeded order.
+        outside, order: The events outside our process as a heap, and their numbers.
         now: The virtual time in seconds.
         io_context: The context of I/O events without one of their own.
     """
@@ -183,8 +186,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     __slots__ = (
         "_blocked",
         "_escape",
-        "_order",
-        "_outside",
         "_polling",
         "_random",
         "create_future",
@@ -194,6 +195,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         "note_stall",
         "now",
         "numbers",
+        "order",
+        "outside",
         "poll_results",
         "steps",
     )
@@ -212,12 +215,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._random = random
         self._stall = stall
         self._stall_range = log(max(stall_longest, SHORTEST_STALL) / SHORTEST_STALL)
-        self._outside: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
-        self._order = itertools.count()
+        self.outside: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
+        self.order = itertools.count()
         self.numbers = itertools.count(1)
         # Without a frame of Python.
         self.create_future = functools.partial(SimulatedFuture, loop=self)
         self._task_names = itertools.count(1)
+        self._tasks: list[ReferenceType[SimulatedTask]] = []
         self._polling = False
         self._blocked = 0.0
         self._escape: SimulationEscape | None = None
@@ -260,7 +264,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Do what `at` does, for an event that is never cancelled. It is faster."""
         if when < self.now:  # noqa: PLR1730 (faster than `max`)
             when = self.now
-        heappush(self._outside, (when, next(self._order), callback, args))
+        heappush(self.outside, (when, next(self.order), callback, args))
 
     def block(self, seconds: float) -> None:
         """Stall our process: time passes, and nothing of it runs."""
@@ -275,39 +279,42 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run iterations until the loop is stopped, which is faster than one per call."""
-        ready, timers, outside = self._ready, self._scheduled, self._outside
-        random, take, make_ready = self._random.random, ready.popleft, ready.append
-        stall, stall_range = self._stall, self._stall_range
+        ready, timers, outside = self._ready, self._scheduled, self.outside
+        results = self.poll_results
+        random, take, make_ready, pop = self._random.random, ready.popleft, ready.append, heappop
+        stall, shortest, variation = self._stall, SHORTEST_ITERATION, ITERATION_RANGE
         self._polling = False  # an error in a poll has ended the loop
         while True:
             if self._escape is not None:
                 raise self._escape
             while timers and timers[0].call is None:
-                heappop(timers)
-            cost = SHORTEST_ITERATION + random() * ITERATION_RANGE
-            if random() < stall:
-                cost += SHORTEST_STALL * exp(random() * stall_range)
+                pop(timers)
+            cost = shortest + random() * variation
+            stalls = random() < stall
+            if stalls:
+                cost += SHORTEST_STALL * exp(random() * self._stall_range)
             # The poll.
             self.steps += 1
-            if not (ready or self.poll_results or self._stopping):
-                self._wait(timers[0] - self.now if timers else None)
+            if not ready and not results and not self._stopping:
+                self._wait(timers[0] if timers else None)
+                stalls = stalls or self._blocked > 0.0
             until = self.now + cost
-            if cost >= NOTED_STALL or self._blocked or (outside and outside[0][0] <= until):
+            if stalls or (outside and outside[0][0] <= until):
                 self._pass(cost)
             else:
                 self.now = until  # nothing happens meanwhile
             if self.steps > self.max_steps:
                 self._check_steps()
-            results = self.poll_results
             if results:
-                self.poll_results = []
                 if len(results) > 1:
                     self._shuffle(results)
                 ready.extend(results)
-            # As in asyncio, a timer is due if its time is closer than the resolution of the clock.
-            due = self.now + CLOCK_RESOLUTION
-            while timers and timers[0] < due:
-                make_ready(heappop(timers))
+                results.clear()
+            if timers:
+                # As in asyncio, a timer is due if its time is closer than the clock's resolution.
+                due = self.now + CLOCK_RESOLUTION
+                while timers and timers[0] < due:
+                    make_ready(pop(timers))
             # What became ready by now, and not what these callbacks make ready.
             for _ in range(len(ready)):
                 handle = take()
@@ -327,20 +334,23 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if self._stopping:
                 return
 
-    def _wait(self, timeout: float | None) -> None:
-        """Wait until something is ready, or for `timeout` seconds."""
-        if timeout is None:
+    def _wait(self, timer: float | None) -> None:
+        """Wait until something is ready, or until a timer is due."""
+        outside, results, pop = self.outside, self.poll_results, heappop
+        if timer is None:
             until = inf
-        elif timeout <= 0.0:
-            return
         else:
+            timeout = timer - self.now
+            if timeout <= 0.0:
+                return
             # epoll waits for whole milliseconds, rounded up.
-            until = self.now - min(timeout, LONGEST_WAIT) * -1000 // 1 / 1000
-        outside, results = self._outside, self.poll_results
+            if timeout > LONGEST_WAIT:  # noqa: PLR1730 (faster than min)
+                timeout = LONGEST_WAIT
+            until = self.now - timeout * -1000 // 1 / 1000
         steps, most = self.steps, self.max_steps
         self._polling = True
         while outside and outside[0][0] <= until:
-            self.now, _, callback, args = heappop(outside)
+            self.now, _, callback, args = pop(outside)
             callback(*args)
             steps += 1
             if results or self._blocked or steps > most:
@@ -349,7 +359,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 return
         self._polling = False
         self.steps = steps
-        if timeout is None:
+        if timer is None:
             raise NothingWillHappen(
                 f"no timer, packet or fault is due; these tasks wait: {self._describe_tasks()}"
             )
@@ -370,7 +380,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _happen_until(self, until: float) -> None:
         """Run everything outside that is due by a time, and set the clock to that time."""
-        outside = self._outside
+        outside = self.outside
         while outside and outside[0][0] <= until:
             self.now, _, callback, args = heappop(outside)
             callback(*args)
@@ -399,8 +409,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             ]
 
     def _describe_tasks(self) -> str:
-        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, SimulatedTask)]
-        tasks.sort(key=hash)
+        tasks = self.unfinished_tasks()
         return ", ".join(f"{task.get_name()} {_where(task)}" for task in tasks) or "none"
 
     def _write_to_self(self) -> None:
@@ -482,7 +491,20 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         task = SimulatedTask.__new__(SimulatedTask)
         task.number = next(self.numbers)  # the constructor needs the hash
         task.__init__(coro, loop=self, name=name, context=context, **options)
+        self._tasks.append(ref(task))
         return task
+
+    def unfinished_tasks(self) -> list[SimulatedTask]:
+        """Return what `asyncio.all_tasks` returns, in the order in which the tasks were created."""
+        found = []
+        kept = []
+        for reference in self._tasks:
+            task = reference()
+            if task is not None and not task.done():
+                found.append(task)
+                kept.append(reference)
+        self._tasks = kept
+        return found
 
     def run_in_executor(
         self, executor: Any, func: Callable[..., Any], *args: Any

@@ -191,9 +191,9 @@ async def _end(world: World, ending: Ending) -> None:
         )
     current = asyncio.current_task()
     # A moment later, what is under way by chance has ended, such as a connect attempt.
-    names = _other_tasks(current)
+    names = _other_tasks(loop, current)
     await asyncio.sleep(1.0)
-    ending.idle_tasks = [name for name in _other_tasks(current) if name in names]
+    ending.idle_tasks = [name for name in _other_tasks(loop, current) if name in names]
     world.history.event("workload", "ending")
     for client in world.clients.values():
         closing = loop.create_task(client.redis.aclose(True if client.pooled else None))
@@ -202,15 +202,15 @@ async def _end(world: World, ending: Ending) -> None:
             ending.tasks.append("aclose() of a client did not end within 5 s")
             closing.cancel()
     await asyncio.sleep(1.5)
-    ending.tasks += _other_tasks(current)
+    ending.tasks += _other_tasks(loop, current)
     ending.timers = world.loop.pending_timers
     ending.connections = [connection.number for connection in world.network.connections]
     ending.data = {server.name: server.data() for server in world.servers}
 
 
-def _other_tasks(current: asyncio.Task[None] | None) -> list[str]:
+def _other_tasks(loop: SimulatedLoop, current: asyncio.Task[None] | None) -> list[str]:
     """Return the names of all other tasks."""
-    return sorted(task.get_name() for task in asyncio.all_tasks() if task is not current)
+    return sorted(task.get_name() for task in loop.unfinished_tasks() if task is not current)
 
 
 async def _quiet(client: Client) -> None:

@@ -47,10 +47,16 @@ class Found:
 
 @dataclass(slots=True)
 class Summary:
-    """What a search did, and what it found."""
+    """What a search did, and what it found.
+
+    Attributes:
+        cpu_seconds: The CPU time of the processes, without their start.
+        seconds: The time since the start of the search.
+    """
 
     seeds: int = 0
     calls: int = 0
+    cpu_seconds: float = 0.0
     virtual_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
@@ -67,6 +73,7 @@ class Summary:
         """Add the result of a seed."""
         self.seeds += 1
         self.seconds = time.monotonic() - self.started
+        self.cpu_seconds += result.get("cpu", 0.0)
         job: Job = (result["seed"], result["theme"])
         for key, rule in _NOT_A_RULE.items():
             if key in result:
@@ -113,13 +120,19 @@ class Summary:
             )
         for name, number in sorted(self.known.items()):
             yield f"known finding, not counted: {name} ({number:,} times)"
-        rate = self.seeds / self.seconds / self.processes if self.seconds else 0.0
         broken = f"{count(len(self.rules), 'rule')} broken" if self.rules else "No rule was broken"
         yield (
             f"{broken}: {self.seeds:,} seeds with {self.calls:,} calls in {self.seconds:.1f} s, "
-            f"{rate:.1f} seeds/s in each of {count(self.processes, 'process', 'processes')}, "
             f"{self.virtual_seconds / 3600:.1f} virtual hours"
         )
+        if self.cpu_seconds and self.seconds:
+            yield (
+                f"Speed: {self.seeds / self.seconds:.1f} seeds/s in "
+                f"{count(self.processes, 'process', 'processes')}; per second of CPU time "
+                f"{self.seeds / self.cpu_seconds:.1f} seeds with "
+                f"{self.calls / self.cpu_seconds:,.0f} calls "
+                f"({self.calls / self.seeds:.1f} calls per seed)"
+            )
 
 
 def count(number: int, one: str, several: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,7 +116,14 @@ def test_search_prints_a_table_and_a_minimized_timeline(fake, capsys):
     assert command(fake, "--seeds", "300") == 1
     printed = capsys.readouterr().out
     assert "\n2 rules broken: 300 seeds with 1,500 calls in " in printed
-    assert "seeds/s in each of 2 processes, 3.0 virtual hours\n" in printed
+    assert re.search(r" in [\d.]+ s, 3\.0 virtual hours\n", printed)
+    speed = re.search(
+        r"\nSpeed: [\d.]+ seeds/s in 2 processes; per second of CPU time ([\d.]+) seeds "
+        r"with ([\d,]+) calls \(5\.0 calls per seed\)\n",
+        printed,
+    )
+    assert speed is not None, printed
+    assert float(speed[2].replace(",", "")) == pytest.approx(5 * float(speed[1]), rel=0.01)
     first = '3 violations in 3 seeds, first: make simulate ARGS="--replay {}"'
     assert "applied_once\n    " + first.format(17) in printed
     assert "\ncalls_end\n    " + first.format(18) in printed

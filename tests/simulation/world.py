@@ -218,7 +218,7 @@ class World:
             )
         ):
             self.history.event(
-                "workload", "unused", connections=self._numbers(), tasks=client_tasks()
+                "workload", "unused", connections=self._numbers(), tasks=client_tasks(self.loop)
             )
 
     def _numbers(self) -> list[int]:
@@ -292,9 +292,9 @@ class World:
             return await work()
 
 
-def client_tasks() -> list[str]:
+def client_tasks(loop: SimulatedLoop) -> list[str]:
     """Return the names of the tasks of all clients."""
-    names = sorted(task.get_name() for task in asyncio.all_tasks())
+    names = sorted(task.get_name() for task in loop.unfinished_tasks())
     return [name for name in names if name.startswith("resilient-io")]
 
 

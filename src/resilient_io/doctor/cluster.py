@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as driver
 
-from resilient_io.redis.connect import exchange, peer_of
+from resilient_io.redis.driver_connection import exchange, peer_of
 from resilient_io.redis.topology import read_info, replica_lags
 
 from .login import (

@@ -10,7 +10,8 @@ from redis import exceptions as driver
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 
 from resilient_io.health import Cause
-from resilient_io.redis.connect import RedisTarget, abort, connect, exchange
+from resilient_io.redis.connect import RedisTarget, connect
+from resilient_io.redis.driver_connection import abort, exchange
 from resilient_io.redis.errors import connection_failure
 from resilient_io.text import clean_text, describe_error
 

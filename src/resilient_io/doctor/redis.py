@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as driver
 
 from resilient_io.link import read_link
-from resilient_io.redis.connect import RedisTarget, abort, connect, query_over, socket_of
+from resilient_io.redis.connect import RedisTarget, connect
+from resilient_io.redis.driver_connection import abort, query_over, socket_of
 from resilient_io.redis.errors import connection_failure
 from resilient_io.redis.options import check_target
 from resilient_io.redis.tls import answers_without_tls, load_files
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
-    from resilient_io.redis.connect import Query
+    from resilient_io.redis.driver_connection import Query
 
     from .steps import Step
 

@@ -145,7 +145,7 @@ class _Runner:
         return runner
 
     def add(self, prober: Prober) -> None:
-        """Run the probe of a prober in the next iteration of the loop, or after the current one."""
+        """Queue a prober for the next iteration of the loop, or for after the current one."""
         self._due.append(prober)
         if not self._started:
             self._start()

@@ -27,6 +27,11 @@ class TokenFailed(KafkaConnectionError):
     """The OAuth token provider failed, so no connection was made. The next token may be good."""
 
 
+_driver: Any = driver
+_create_conn: Any = driver.create_conn
+_collect_hosts: Any = driver.collect_hosts
+_OAuthAuthenticator: Any = driver.OAuthAuthenticator
+
 _TOKENS = 4  # how many of the latest tokens to keep, to remove them from error messages
 
 _Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
@@ -79,8 +84,32 @@ class _TokenProvider(_Base):  # type: ignore[misc]
             raise TokenFailed(f"extensions() of the OAuth token provider raised {name}") from error
 
 
+class _Authenticator(_OAuthAuthenticator):  # type: ignore[misc]
+    """The client's side of an OAUTHBEARER login, up to the broker's verdict.
+
+    A broker answers a bad token with its reason and without an error code, and expects an empty
+    response before it fails the login (RFC 7628, section 3.2.3). aiokafka 0.14 sends none and
+    takes the connection for authenticated. Brokers answer its later requests with empty metadata.
+    """
+
+    _answered = False
+
+    async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
+        """Return what to send next, and whether an answer follows; None at the end."""
+        request: tuple[bytes, bool] | None = await super().step(payload)
+        guarded = isinstance(self._sasl_oauth_token_provider, _TokenProvider)
+        if request is None and payload and guarded and not self._answered:
+            self._answered = True
+            return b"\x01", True
+        return request
+
+
 def guard_token_provider(provider: object) -> Any:
-    """Wrap a token provider so that it raises only errors that aiokafka handles."""
+    """Wrap a token provider so that it raises only errors that aiokafka handles.
+
+    The first call replaces the class with which aiokafka's connections log in, which has no effect
+    on connections whose provider is not wrapped.
+    """
     if isinstance(provider, _TokenProvider):
         return provider
     if not inspect.iscoroutinefunction(getattr(provider, "token", None)):
@@ -89,11 +118,9 @@ def guard_token_provider(provider: object) -> Any:
             f"{type(provider).__name__} does not have: derive it from "
             f"aiokafka.abc.AbstractTokenProvider"
         )
+    _driver.OAuthAuthenticator = _Authenticator
     return _TokenProvider(provider)
 
-
-_create_conn: Any = driver.create_conn
-_collect_hosts: Any = driver.collect_hosts
 
 _NAMED = 3  # maximum number of addresses in the name of a target
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
     from contextvars import Context
 
-    from aiokafka import ConsumerRecord, TopicPartition
+    from aiokafka import TopicPartition
     from aiokafka.abc import ConsumerRebalanceListener
     from aiokafka.cluster import ClusterMetadata
     from aiokafka.producer.message_accumulator import BatchBuilder
@@ -117,9 +117,6 @@ class ConsumerDriver(Protocol):
     ) -> None: ...
     def assign(self, partitions: Collection[TopicPartition]) -> None: ...
     def assignment(self) -> Collection[TopicPartition]: ...
-    async def getmany(
-        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
-    ) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]: ...
     def seek(self, partition: TopicPartition, offset: int) -> None: ...
     async def beginning_offsets(
         self, partitions: Collection[TopicPartition]

@@ -54,6 +54,11 @@ class KafkaAuthenticationFailed(KafkaUnavailable, driver.AuthenticationFailedErr
     retriable = False
 
 
+def unavailable_because_of(cause: Cause | None) -> type[KafkaUnavailable]:
+    """Return the class of the error of a call that is not tried because Kafka is down."""
+    return KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
+
+
 class KafkaOutcomeUnknown(OutcomeUnknown, driver.KafkaError):
     """The request may have been applied, and repeating it is not safe."""
 

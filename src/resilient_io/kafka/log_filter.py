@@ -27,6 +27,9 @@ _SASL = "SaslAuthenticate"
 `aiokafka.protocol.admin`. They contain the password, the token or a proof in the encoding of the
 SASL mechanism, so replacing the known secrets in their text is not enough."""
 
+_NO_REASON = "Sending username and password in the clear"
+"""A warning that is not the reason for any failure."""
+
 _current: contextvars.ContextVar[DriverLog | None] = contextvars.ContextVar(
     "resilient_io_kafka_driver_log", default=None
 )
@@ -67,7 +70,7 @@ class DriverLog:
         """Return whether to keep a record, which is then a DEBUG record without secrets."""
         if record.levelno > logging.DEBUG:
             self.log_records_dropped += 1
-            if record.levelno >= logging.WARNING:
+            if record.levelno >= logging.WARNING and record.msg != _NO_REASON:
                 self.last_message = clean_text(record.getMessage(), secrets=self._secrets())
             if not logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -46,7 +47,14 @@ _NOT_SUPPORTED = {
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER")
 
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
 _ABOVE_ZERO = ("request_timeout_ms", "metadata_max_age_ms", "retry_backoff_ms")
+
+
+def is_topic_name(name: str) -> bool:
+    """Return whether Kafka accepts a name for a topic."""
+    return _TOPIC_NAME.fullmatch(name) is not None and name not in {".", ".."}
 
 
 @dataclass(frozen=True, slots=True)

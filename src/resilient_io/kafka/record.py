@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import ConsumerRecord, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class PartitionProgress:
@@ -58,24 +61,23 @@ class PartitionProgress:
 
     def done(self, offset: int) -> None:
         """Note that a record is done; ignored if it is done already or was never delivered."""
-        waiting = self._waiting
-        if not waiting or offset < waiting[0]:
-            return
-        if offset != waiting[0]:
-            if offset <= self._last:
-                self._finished.add(offset)
-            return
-        waiting.popleft()
-        finished = self._finished
-        while finished and waiting and waiting[0] in finished:
-            offset = waiting.popleft()
-            finished.remove(offset)
-        self.committable = offset + 1
+        waiting, finished = self._waiting, self._finished
+        if waiting and offset == waiting[0]:
+            waiting.popleft()
+            while finished and waiting and waiting[0] in finished:
+                offset = waiting.popleft()
+                finished.remove(offset)
+            self.committable = offset + 1
+        elif waiting and waiting[0] < offset <= self._last:
+            finished.add(offset)
 
     def reached(self, offset: int) -> None:
         """Note that every record before `offset` is done, delivered or not."""
         # Iteration uses this: it handles one record after the other and need not report each.
         waiting, finished = self._waiting, self._finished
+        if waiting and waiting[-1] < offset:
+            waiting.clear()
+            finished.clear()
         while waiting and waiting[0] < offset:
             finished.discard(waiting.popleft())
         while finished and waiting and waiting[0] in finished:
@@ -109,6 +111,9 @@ class Record(ConsumerRecord[Any, Any]):
 
     key: Any  # depends on the deserializers: a type checker could only ask for None
     value: Any
+    # Not set for each record, because most have none.
+    headers: Sequence[tuple[str, bytes]] = ()
+    checksum: int | None = None
     error: Exception | None = None
     handled: bool = False
     _progress: PartitionProgress

@@ -33,13 +33,12 @@ from .driver import (
     unknown_topics,
 )
 from .errors import (
-    KafkaAuthenticationFailed,
     KafkaClosed,
     KafkaDeadlineExceeded,
-    KafkaUnavailable,
     classify_error,
     connection_failure,
     copy_with_note,
+    unavailable_because_of,
     without_secrets,
 )
 
@@ -453,9 +452,8 @@ class Supervisor(Generic[DriverT]):
         if self._health.available or cause is None:
             return
         if fails_now or (fails and cause.permanent):
-            kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
             detail = self._health.detail or cause.value
-            raise kind(
+            raise unavailable_because_of(cause)(
                 f"Kafka is down: {detail}", dependency=name, operation=operation, elapsed=elapsed
             )
 

@@ -24,7 +24,6 @@ from resilient_io.health import Cause
 from resilient_io.text import clean_text
 
 from .commands import Effect, Route, effect_of
-from .connect import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .connection import (
     CHECK_CLOCK,
     LARGE,
@@ -35,6 +34,7 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
+from .driver_connection import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .errors import ConnectionFailure, refusal, remove_secrets
 from .standby import PING
 from .watchdog import SECOND_CHECK
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .commands import CommandSpec
-    from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
+    from .driver_connection import ExclusiveConnection
     from .errors import Refusal
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
@@ -467,6 +467,17 @@ _LAST: Callable[[Sequence[object]], object] = itemgetter(-1)
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
+
+
+LONG_KEY = 256
+BULK_HEADERS = tuple(f"${length}\r\n" for length in range(LONG_KEY))
+"""How short arguments begin in a packed request, by their length."""
+
+KEY_ONLY = 2
+"""The number of arguments of a command with a key alone."""
+
+SIZED = (bytes, str)
+"""The types of values whose size is checked before they are packed."""
 
 
 class Packer:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from resilient_io.health import Cause
 
-from .connect import StallTolerantTimeout, abort, identity, socket_of
+from .driver_connection import StallTolerantTimeout, abort, identity, socket_of
 from .errors import ConnectionFailure, refusal
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from .connect import ExclusiveConnection, Query
     from .connection import MultiplexedConnection
+    from .driver_connection import ExclusiveConnection, Query
 
 _KEEPALIVE_INTERVAL = 1  # seconds of silence before a keepalive probe, and between two of them
 _KEEPALIVE_TIMEOUT = 3.5  # seconds without an answer after which the kernel closes a connection

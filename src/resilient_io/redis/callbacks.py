@@ -23,6 +23,17 @@ _tables: dict[tuple[str, bool], Callbacks] = {}
 """redis-py's tables, by the protocol and by whether it returns the types of RESP2."""
 
 
+def shorten_for_ok(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return redis-py's callback for SET, which returns True for a plain OK without decoding it."""
+
+    def read(reply: Any, **options: Any) -> Any:
+        if type(reply) is bytes and reply == b"OK" and not options:
+            return True
+        return callback(reply, **options)
+
+    return read
+
+
 class SharedCallbacks:
     """A base of clients that gives each its own table only when it asks for it.
 
@@ -80,6 +91,7 @@ class SharedCallbacks:
         if table is None:
             table = _tables[kind] = self.callback_table
             table.update(changes)
+            table["SET"] = shorten_for_ok(table["SET"])
         self.callback_table, self._callbacks_shared = table, True
 
     def own_callbacks(self) -> Callbacks:

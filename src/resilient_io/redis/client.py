@@ -10,7 +10,6 @@ import warnings
 from _thread import get_ident
 from asyncio import CancelledError
 from dataclasses import replace
-from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
 import hiredis
@@ -26,13 +25,15 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .attempt import Command, MultiplexedCall, confirm_idle
+from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, confirm_idle
 from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
 from .durability import is_replicated
 from .errors import RouteRefused, remove_secrets
+from .exclusive_call import ExclusiveCall
+from .frequent import FrequentCommands
 from .instrumentation import is_patched, trace_command
 from .lock import ResilientLock
 from .messages import MOST_BYTES, MOST_MESSAGES
@@ -49,7 +50,6 @@ from .options import (
     probe_interval,
 )
 from .pipeline import ResilientPipeline
-from .pool import ExclusiveCall
 from .pubsub import ResilientPubSub
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
 from .runtime import Runtime
@@ -98,7 +98,7 @@ _pack: Callable[[Any], bytes] = hiredis.pack_command
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
-class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignore[misc] # in redis-py itself
+class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redis):  # type: ignore[misc] # in redis-py itself
     """A `redis.asyncio.Redis` that never repeats a non-idempotent write and knows its server.
 
     Every command, type and constructor is redis-py's. `async with` opens the connections and
@@ -339,7 +339,9 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
+    async def execute_command(  # noqa: C901 (the hot path)
+        self, *args: Any, **options: Any
+    ) -> Any:
         """Send one command and return its reply, as redis-py does.
 
         Raises:
@@ -357,9 +359,9 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             or not spec.simple
             or not self._hot
             or get_ident() != multiplexer.thread
-            or not multiplexer.is_running()
+            or not (connection.continuing or multiplexer.is_running())
             or (options and NEVER_DECODE in options)
-            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
+            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(operation)
@@ -367,18 +369,24 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
-        try:
-            data = _pack(args)
-        except TypeError:
-            data = self._packer.pack(spec.words, args)
-        if len(data) > LARGE:
-            return await self._execute(args, options)
+        key = args[-1]
+        if len(args) == KEY_ONLY and type(key) is str and key.isascii() and len(key) < LONG_KEY:
+            # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
+            data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
+        else:
+            try:
+                data = _pack(args)
+            except TypeError:
+                data = self._packer.pack(spec.words, args)
+            if len(data) > LARGE:
+                return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
             # Ten thousand dictionaries would keep the garbage collector busy.
             options = _NO_OPTIONS
         else:
             options.pop("keys", None)
-        future = multiplexer.create_future()
+        create_future = multiplexer.create_future  # called as an attribute, it would take longer
+        future = create_future()
         connection.send(future, data)
         started = connection.clock
         try:
@@ -593,6 +601,7 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
             tracing=self._tracing,
             instrumented=self._instrumented,
             durability=self._durability,
+            choose_replica=self._choose_replica_for,
         )
 
     def pubsub(
@@ -629,12 +638,6 @@ class ResilientRedis(SharedCallbacks, ClientViews, driver.Redis):  # type: ignor
         )
 
     if not TYPE_CHECKING:  # type checkers see redis-py's own signatures
-
-        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
-            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
-            if more or options:
-                return super().set(name, value, *more, **options)
-            return self.execute_command("SET", name, value)
 
         def monitor(self) -> Monitor:
             """Return redis-py's monitor, on a connection of redis-py's own pool."""

@@ -16,12 +16,12 @@ from redis.exceptions import InvalidResponse, RedisError
 from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
+from resilient_io.wakeups import TaskWakeup, can_wake, wake
 
-from .connect import take_writer
+from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
 from .large_replies import LargeReplies, may_begin
-from .wakeups import TaskWakeup, can_wake, wake
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
-
-    from .wakeups import Wakeup
+    from resilient_io.wakeups import Wakeup
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
@@ -388,7 +387,7 @@ class ResponseQueue:
         left = request.count - request.position
         reply: object
         try:
-            while len(replies) < left:
+            while left:
                 try:
                     reply = gets()
                 except UnicodeDecodeError as error:
@@ -399,6 +398,7 @@ class ResponseQueue:
                     self._pushed(reply)
                 else:
                     replies.append(reply)
+                    left -= 1
         finally:  # also before garbage
             for _ in replies:
                 self.waiting.popleft()
@@ -440,6 +440,8 @@ class ResponseQueue:
         return bool(waiting)
 
 
+_is_done: Any = asyncio.Future.done
+
 _ENOUGH = 25
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
@@ -469,14 +471,18 @@ class MultiplexedConnection(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "__weakref__", "_crowded", "_data", "_driver", "_driver_protocol", "_end", "_enough",
-        "_fenced", "_in_flight", "_loop", "_owner", "_paused", "_queue", "_repeats_paid",
-        "_responses", "_retirement", "_scheduled", "_time", "_wakes_directly", "_watchdog",
-        "_writer", "bytes_received", "bytes_sent", "client_id", "clock", "deadline", "delayed",
-        "encoder", "ended", "extra_timeout", "flushed", "full", "limit", "load", "lost", "name",
-        "opened", "peer", "protocol", "replies", "response_timeout", "retired", "socket",
-        "transport",
+        "_fenced", "_has_requests", "_in_flight", "_loop", "_owner", "_paused", "_queue",
+        "_repeats_paid", "_responses", "_retirement", "_scheduled", "_time", "_wakes_directly",
+        "_watchdog", "_writer", "bytes_received", "bytes_sent", "client_id", "clock",
+        "continuing", "deadline", "delayed", "encoder", "ended", "extra_timeout", "flushed",
+        "full", "limit", "load", "lost", "name", "opened", "peer", "protocol", "replies",
+        "response_timeout", "retired", "socket", "transport",
     )
     # fmt: on
+
+    _end: asyncio.Future[None] | None
+    _retirement: asyncio.Future[None] | None
+    _fenced: asyncio.Future[bool] | None
 
     def __init__(
         self,
@@ -510,10 +516,13 @@ class MultiplexedConnection(asyncio.Protocol):
         self._in_flight = InFlightWrites(latencies, lag)
         self._queue: list[Entry] = []
         self._data: list[bytes] = []
+        self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
         self._scheduled = False
         self._crowded = False
+        self.continuing = False
+        """Whether a read is just now continuing tasks, so that their loop is certainly running."""
         self._paused = False
         self.extra_timeout = 0.0
         """Seconds that a blocking command may be silent beyond the response timeout."""
@@ -533,9 +542,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self.retired = False
         """Whether it accepts no more calls, and is closed after the last reply."""
         # Each takes 0.14 KB, and a connection that stays open needs none of them.
-        self._end: asyncio.Future[None] | None = None
-        self._retirement: asyncio.Future[None] | None = None
-        self._fenced: asyncio.Future[bool] | None = None
+        self._end = self._retirement = self._fenced = None
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport
@@ -647,6 +654,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def send_request(self, request: PendingRequest) -> None:
         """Send all commands of a request without other commands between them."""
         request.assign(self, self.flushed + len(self._queue))
+        self._has_requests = True
         self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
         if not request.special:
             self.send(request, request.data)
@@ -769,8 +777,13 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         queue, self._queue = self._queue, []
         data, self._data = self._data, []
-        # The data of a request of several commands is with the first one.
-        if True in [entry.done() for entry in compress(queue, data)]:
+        if self._has_requests:
+            self._has_requests = False
+            # The data of a request of several commands is with the first one.
+            cancelled = True in [entry.done() for entry in compress(queue, data)]
+        else:
+            cancelled = any(map(_is_done, queue))
+        if cancelled:
             queue, data = self._without_cancelled(queue, data)
         if queue:
             waiting = self._responses.waiting
@@ -838,10 +851,13 @@ class MultiplexedConnection(asyncio.Protocol):
         try:
             self._receive(data, wakeups)
         finally:
-            if len(wakeups) > 1:
-                self._wake(wakeups)
-            elif wakeups:
-                wake(self._loop, wakeups)
+            if wakeups:
+                self.continuing = True
+                if len(wakeups) > 1:
+                    self._wake(wakeups)
+                else:
+                    wake(self._loop, wakeups)
+                self.continuing = False
 
     def _wake(self, wakeups: list[Wakeup]) -> None:
         """Continue several tasks. What they send is written together."""

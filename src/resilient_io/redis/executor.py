@@ -443,6 +443,11 @@ class Executor:
         if refused.elsewhere or refused.cause is Cause.NO_REPLICAS:
             server.search.note_refusal(refused)
 
+    def note_redirected(self) -> None:
+        """Count a call that another node of a cluster is to answer, and the further attempt."""
+        self.refusals += 1
+        self.retries += 1
+
     # -- calls that are not attempted ------------------------------------------------------
 
     def closed_error(self, operation: object) -> ResilientIOError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resilient_io.link import read_link
 from resilient_io.tasks import wake
 
-from .connect import socket_of
+from .driver_connection import socket_of
 from .turns import ConnectTurn
 
 if TYPE_CHECKING:

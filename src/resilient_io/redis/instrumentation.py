@@ -53,6 +53,8 @@ tracing_of_call: Final[ContextVar[Tracing | None]] = ContextVar("tracing_of_call
 _Redis, _Pipeline = driver.Redis, driver.Pipeline
 """redis-py's classes, also after an application has put others in their place in its module."""
 
+_DRIVER = vars(driver)
+
 _METHODS = (
     (_Redis, "execute_command"),
     (_Pipeline, "execute"),
@@ -66,13 +68,16 @@ def is_patched() -> bool:
 
 
 def _method(kind: type, name: str) -> Any:
-    return next(vars(each)[name] for each in kind.__mro__ if name in vars(each))
+    for each in kind.__mro__:
+        if name in each.__dict__:
+            break
+    return each.__dict__[name]
 
 
 def _is_wrapper(method: object) -> bool:
     # redis-py 8.1 `redis.asyncio.client.Redis.execute_command`: a wrapper is defined in another
     # module, even if it copies the attributes of the wrapped function.
-    return not (type(method) is FunctionType and method.__globals__ is vars(driver))
+    return type(method) is not FunctionType or method.__globals__ is not _DRIVER
 
 
 def rebind(view: object) -> None:

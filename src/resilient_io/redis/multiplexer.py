@@ -26,8 +26,7 @@ from resilient_io.link import PathMonitor
 from resilient_io.retry import Backoff
 from resilient_io.tasks import Signal, describe_task_end, log_task_death
 
-from .commands import Effect, Route
-from .connect import abort, connect, fence, identify, is_multiplexable, query_over
+from .connect import connect
 from .connection import (
     MultiplexedConnection,
     NotMultiplexable,
@@ -35,11 +34,13 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
+from .driver_connection import abort, fence, identify, is_multiplexable, query_over
 from .errors import CLOSED, ConnectionFailure
 from .failover import Failover
 from .first_connection import FirstConnection
+from .session import BoundState
 from .standby import DelayedReplies, choose_for_large
-from .waiting import Barrier, WaitingRequests
+from .waiting import Barrier, ConnectFailures, WaitingRequests
 
 if TYPE_CHECKING:
     import random
@@ -51,9 +52,9 @@ if TYPE_CHECKING:
     from resilient_io.link import LinkState
     from resilient_io.retry import RetryPolicy
 
-    from .commands import CommandSpec
-    from .connect import Fenceable, Query, RedisTarget
+    from .connect import RedisTarget
     from .connection import ConnectionOwner, Entry
+    from .driver_connection import Fenceable, Query
     from .options import ConnectionSettings
     from .session import SessionSettings
 
@@ -312,126 +313,6 @@ class Reconnector:
             how = describe_task_end(task)
             if how is not None:
                 self._died = f"the task of {name} ended: {how}"
-
-
-_CONFIRMATION = 0.5
-"""Longest time, in seconds, to wait for health to confirm that connecting fails permanently."""
-
-
-class ConnectFailures:
-    """What the latest failed connect attempt means for the calls that wait for a connection.
-
-    A permanent failure (a wrong password, for example) ends their wait, but health should report
-    it before they do. When health improves, calls may wait again.
-    """
-
-    def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
-        self._health = health
-        self._waiting = waiting
-        self._latest: ConnectionFailure | None = None
-        self._failed_at = 0.0
-        self._suspicion: Undeliverable | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self.undeliverable: Undeliverable | None = None
-        """Why connecting fails permanently, after health confirmed it or had enough time to."""
-
-    @property
-    def detail(self) -> str:
-        """Why the latest attempt failed, or an empty string."""
-        return self._latest.detail if self._latest is not None else ""
-
-    @property
-    def improved(self) -> bool:
-        """Whether health has improved since the latest attempt failed."""
-        health = self._health
-        return (
-            self._latest is not None and health.state.answering and health.since > self._failed_at
-        )
-
-    def add(self, failure: ConnectionFailure) -> None:
-        """Record a failed attempt."""
-        loop = asyncio.get_running_loop()
-        self._latest, self._failed_at = failure, loop.time()
-        if failure.permanent and self.undeliverable is None:
-            self._suspicion = Undeliverable(failure)
-            self._stop_timer()
-            self._timer = loop.call_later(_CONFIRMATION, self.confirm)
-
-    def confirm(self) -> None:
-        """Fail the waiting calls if connecting fails permanently."""
-        if self._suspicion is not None:
-            self.undeliverable = self._suspicion
-            self._waiting.fail_all(self._suspicion)
-
-    def forgive(self) -> None:
-        """Permit calls to wait again: health improved."""
-        self.undeliverable = self._suspicion = None
-        self._stop_timer()
-
-    def clear(self) -> None:
-        """Forget the failures: an attempt succeeded."""
-        self._latest = None
-        self.forgive()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-
-_ENDS_TRANSACTION = ("EXEC", "DISCARD", "UNWATCH")
-_TRANSACTION = ("WATCH", "MULTI")
-
-
-class BoundState:
-    """The state that a caller set on its own connection (SELECT, WATCH, MULTI).
-
-    If that connection is lost, the next call raises instead of continuing without the state.
-    """
-
-    def __init__(self) -> None:
-        self._set: list[str] = []
-        self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
-        self.losses = 0
-        """How often state was lost. A call that was made before a loss is not sent after it."""
-
-    def __bool__(self) -> bool:
-        """Return whether any state is set."""
-        return bool(self._set)
-
-    @property
-    def in_transaction(self) -> bool:
-        """Whether MULTI was sent, so that the server queues every command."""
-        return "MULTI" in self._set
-
-    def note(self, spec: CommandSpec) -> Callable[[], None]:
-        """Record a command that is about to be sent.
-
-        Return a function to call if it was not sent, which removes what this has added.
-        """
-        before = after = self._set
-        if spec.name in _ENDS_TRANSACTION:
-            self._set = [name for name in before if name not in _TRANSACTION]
-        elif (
-            spec.route is Route.BOUND and spec.effect is not Effect.READ and spec.name not in before
-        ):
-            self._set = after = [*before, spec.name]
-
-        def undo() -> None:
-            if self._set is after:  # otherwise, it was lost or changed since
-                self._set = before
-
-        return undo
-
-    def lose(self) -> None:
-        """Record that the connection was lost."""
-        self._set, self.lost = [], self._set
-        self.losses += 1
-
-    def take_loss(self) -> str:
-        """Return once what was lost, as the end of a sentence."""
-        lost, self.lost = self.lost, []
-        return f", and with it the state set by {', '.join(lost)}: start again"
 
 
 class Multiplexer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -12,13 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import (
-    ExecAbortError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    WatchError,
-)
+from redis.exceptions import ExecAbortError, NoScriptError, RedisError, ResponseError, WatchError
 
 from resilient_io.errors import Progress
 
@@ -42,8 +37,8 @@ from .attempt import (
     unsendable,
 )
 from .commands import SPECS, Effect, Route, effect_of, lookup
-from .connect import StallTolerantTimeout, is_lost
 from .connection import LARGE, NotMultiplexable, PendingRequest
+from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import (
     Acknowledgements,
     DurableGroups,
@@ -52,8 +47,10 @@ from .durability import (
     wait_over,
 )
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
+from .frequent import FrequentCommands
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
+from .replicas import ReplicaRead
 from .scripts import load_over
 
 if TYPE_CHECKING:
@@ -66,8 +63,8 @@ if TYPE_CHECKING:
 
     from .attempt import Callbacks, Limits, Packer
     from .commands import CommandSpec
-    from .connect import ExclusiveConnection
     from .connection import MultiplexedConnection
+    from .driver_connection import ExclusiveConnection
     from .instrumentation import Tracing
     from .options import Durability
     from .runtime import Runtime
@@ -81,6 +78,9 @@ This is not true of others that may be repeated alone: COPY a b, then SET a.
 """
 
 _OPTIONS = itemgetter(1)  # of a queued command
+
+_NO_OPTIONS: dict[str, Any] = {}
+"""The options of most commands: a dictionary each would keep the garbage collector busy."""
 
 _LOADING = replace(SPECS["SCRIPT LOAD"], effect=Effect.READ)
 """Loading a script before a batch: if its reply is lost, nothing of the batch was applied."""
@@ -120,10 +120,12 @@ class BatchCall(Call):
         fallback: Call,
         asking: bool = False,
         acknowledgements: Acknowledgements | None = None,
+        replica: Runtime | None = None,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
         self._pipeline = pipeline
-        self._multiplexer = pipeline._runtime.multiplexer
+        self._runtime = runtime = replica if replica is not None else pipeline._runtime
+        self._multiplexer = runtime.multiplexer
         self._commands = commands
         self._specs = specs
         self._transaction = transaction
@@ -136,7 +138,7 @@ class BatchCall(Call):
         # The connection of a bound client is the caller's own, and holds the caller's state.
         durable = acknowledgements is not None
         self._exclusive = (blocking or durable) and not self._multiplexer.bound
-        self._scripts = pipeline._runtime.scripts
+        self._scripts = runtime.scripts
         self._hashes = pipeline.hashes
         self._loads: dict[str, bytes] = {}
         self._reloaded = False
@@ -233,7 +235,7 @@ class BatchCall(Call):
         return await await_reply(multiplexer, request, call=self, limits=limits, timeout=timeout)
 
     async def _send_alone(self, request: PendingRequest, limits: Limits, timeout: float) -> Any:
-        return await self._pipeline._runtime.pool.exchange(
+        return await self._runtime.pool.exchange(
             request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
         )
 
@@ -280,14 +282,16 @@ class BatchCall(Call):
         for load in dict.fromkeys(load for load in loads if load is not None):
             self._multiplexer.submit(PendingRequest(load))
 
-    def _clean(self, replies: Iterable[Any]) -> bool:
+    def _clean(self, replies: Sequence[Any]) -> bool:
         """Remove secrets from error replies, also from those inside the reply to EXEC.
 
         Return whether there are error replies.
         """
         found = False
         # The reply to EXEC is a list, and may contain errors.
-        unusual = (Exception, list) if self._transaction else Exception
+        unusual = (Exception, list) if self._transaction else (Exception,)
+        if not _contains(replies, unusual):
+            return False
         for reply in [reply for reply in replies if isinstance(reply, unusual)]:
             if isinstance(reply, Exception):
                 remove_secrets(reply, self._multiplexer.target.secrets)
@@ -443,15 +447,19 @@ class BatchCall(Call):
 
         The callback of a command is looked up once, if its commands have no options.
         """
-        callbacks: dict[object, Callable[..., Any] | None] = {}
+        table = self._pipeline.callback_table
+        callbacks = {
+            name: callback_of(table, name) for name in {args[0] for args, _ in self._commands}
+        }
+        converted = self._options or any(callbacks.values())
+        if not converted and not _contains(self._answers, (Exception,)):
+            return self._answers
         results: list[object] = []
         for (args, options), reply in zip(self._commands, self._answers, strict=True):
             name = args[0]
             if options or isinstance(reply, Exception):
                 results.append(await self._read(len(results), reply))
                 continue
-            if name not in callbacks:
-                callbacks[name] = callback_of(self._pipeline.response_callbacks, name)
             callback = callbacks[name]
             if callback is None:
                 results.append(reply)
@@ -476,6 +484,11 @@ class BatchCall(Call):
             return error
 
 
+def _contains(replies: Iterable[object], kinds: tuple[type, ...]) -> bool:
+    """Return whether a reply is of one of the kinds. Most replies have the same type."""
+    return any(issubclass(kind, kinds) for kind in set(map(type, replies)))
+
+
 def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> AttemptFailed | None:
     """Return the refusal if nothing was applied, because every single reply is a refusal."""
     if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):
@@ -488,7 +501,7 @@ def _all_refused(replies: Sequence[object], specs: Sequence[CommandSpec]) -> Att
 _HARMLESS = ("WATCH", "UNWATCH")
 
 
-class ResilientPipeline(Pipeline):
+class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in redis-py itself
     """Queues commands as redis-py's pipeline does; `execute` sends them as one call.
 
     Without WATCH, the commands are sent on a multiplexed connection in one uninterrupted write.
@@ -508,6 +521,7 @@ class ResilientPipeline(Pipeline):
         tracing: Tracing | None,
         instrumented: bool,
         durability: Durability | None = None,
+        choose_replica: Callable[..., Runtime | None] | None = None,
     ) -> None:
         super().__init__(
             cast("ConnectionPool", runtime.pool), client.callback_table, transaction, shard_hint
@@ -520,6 +534,7 @@ class ResilientPipeline(Pipeline):
         self._tracing = tracing
         self._instrumented = instrumented
         self._durability = durability
+        self._choose_replica = choose_replica
         self._acknowledgements: Acknowledgements | None = None
         self.hashes: list[object] = []
         """The scripts that EVALSHA commands in the queue run."""
@@ -545,9 +560,10 @@ class ResilientPipeline(Pipeline):
             """Queue a command, as redis-py does, or send it now between WATCH and MULTI."""
             if (self.watching or args[0] == "WATCH") and not self.explicit_transaction:
                 return self.immediate_execute_command(*args, **options)
-            # An option for redis-py's client-side cache, which its asyncio client does not have.
-            options.pop("keys", None)
-            self.command_stack.append((args, options))
+            if options:
+                # For redis-py's client-side cache, which its asyncio client does not have.
+                options.pop("keys", None)
+            self.command_stack.append((args, options or _NO_OPTIONS))
             return self
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
@@ -723,17 +739,14 @@ class ResilientPipeline(Pipeline):
         # Within MULTI, no command blocks.
         blocking = not transaction and any(spec.block is not None for spec in distinct)
         operation = "EXEC" if transaction else "PIPELINE"
-        waiting = (
-            Command(spec, args, options)
-            for spec, (args, options) in zip(specs, commands, strict=True)
-            if blocking
-        )
+        waiting = zip(specs, commands, strict=True) if blocking else ()
+        block = block_of(Command(spec, args, options) for spec, (args, options) in waiting)
         exclusive = _WatchedCall(
             self,
             operation,
             self._exchange,
             specs,
-            block=block_of(waiting),
+            block=block,
             prepare=self._load_hashes,
         )
         if self.connection is not None:
@@ -743,7 +756,8 @@ class ResilientPipeline(Pipeline):
             own = blocking and spec.block is not None
             if spec.route in (Route.BOUND, Route.REFUSED) and not own:
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
-        return BatchCall(
+        make = partial(
+            BatchCall,
             self,
             commands,
             specs,
@@ -753,6 +767,10 @@ class ResilientPipeline(Pipeline):
             asking=asking,
             acknowledgements=self._acknowledgements,
         )
+        replica = None
+        if self._choose_replica is not None and not transaction:
+            replica = self._choose_replica(specs, [args for args, _ in commands])
+        return make() if replica is None else ReplicaRead(make(replica=replica), make)
 
     async def _execute_now(self, *args: Any, **options: Any) -> Any:
         reopened = await self._client._ensure_open(args[0])
@@ -785,7 +803,8 @@ class ResilientPipeline(Pipeline):
         if self._runtime.bound:
             await confirm_idle(self._runtime.multiplexer)
         executor.check_state(call.operation)
-        executor.check_available(call.operation, policy)
+        if not isinstance(call, ReplicaRead):
+            executor.check_available(call.operation, policy)
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _load_hashes(self, connection: AbstractConnection) -> None:

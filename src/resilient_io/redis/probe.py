@@ -12,8 +12,9 @@ from resilient_io.health import Cause, ProbeDegraded, ProbeFailed
 from resilient_io.link import read_link
 from resilient_io.text import clean_text
 
-from .connect import abort, connect, query_over, socket_of
+from .connect import connect
 from .connection import ConnectionLost
+from .driver_connection import abort, query_over, socket_of
 from .errors import refusal
 from .ping_turns import PingTurns
 from .standby import PING

@@ -33,13 +33,14 @@ from resilient_io.validation import check_choice, check_number
 from .addresses import ConfiguredAddress, map_address
 from .attempt import AttemptFailed, Call
 from .commands import Effect, Route, effect_of
-from .connect import StallTolerantTimeout, abort, connect, query_over
+from .connect import connect
+from .driver_connection import StallTolerantTimeout, abort, query_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .addresses import Address
-    from .attempt import Limits, MultiplexedCall
+    from .attempt import Limits
     from .commands import CommandSpec
     from .connection import MultiplexedConnection
     from .runtime import Runtime
@@ -413,15 +414,15 @@ def _peer_of(connection: MultiplexedConnection) -> Address | None:
 
 
 class ReplicaRead(Call):
-    """A read that a replica answers, or the master if that fails.
+    """A read, or a pipeline of reads, that a replica answers, or the master if that fails.
 
     Args:
         on_replica: The attempt on the replica.
         on_master: Makes the attempts on the master.
     """
 
-    def __init__(self, on_replica: MultiplexedCall, on_master: Callable[[], Call]) -> None:
-        self._on_replica: MultiplexedCall | None = on_replica
+    def __init__(self, on_replica: Call, on_master: Callable[[], Call]) -> None:
+        self._on_replica: Call | None = on_replica
         self._make_on_master = on_master
         self._on_master: Call | None = None
         self.operation = on_replica.operation

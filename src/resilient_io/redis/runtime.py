@@ -206,6 +206,11 @@ class Runtime:
         return self._lifetime.running
 
     @property
+    def ready(self) -> bool:
+        """Whether it was started in the running event loop, and is not closed."""
+        return self._lifetime.here and not self.executor.closed
+
+    @property
     def usable_here(self) -> bool:
         """Whether it is not in use in another running event loop or process."""
         return self._lifetime.usable_here

@@ -19,7 +19,7 @@ from resilient_io.retry import Backoff
 from resilient_io.tasks import Signal, describe_task_end, log_task_death
 from resilient_io.text import format_address
 
-from .connect import StallTolerantTimeout, abort
+from .driver_connection import StallTolerantTimeout, abort
 
 if TYPE_CHECKING:
     import random

@@ -1,7 +1,8 @@
-"""What callers set for all connections of a client: its name, its library, NO-EVICT, NO-TOUCH.
+"""What callers set on connections: on all of a client, or on the only one of a bound client.
 
-These commands change their own connection only, and the calls of a client share several, which come
-and go. So the client sends them on each open connection and on each new one.
+CLIENT SETNAME, SETINFO, NO-EVICT and NO-TOUCH change their own connection only, and the calls of a
+client share several, which come and go. So the client sends them on each open connection and on
+each new one. What SELECT, WATCH and MULTI set on the connection of a bound client is lost with it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
-from .connect import identity
+from .commands import Effect, Route
+from .driver_connection import identity
 from .errors import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from .connect import Query
+    from .commands import CommandSpec
+    from .driver_connection import Query
 
 SETTINGS = ("CLIENT SETNAME", "CLIENT SETINFO", "CLIENT NO-EVICT", "CLIENT NO-TOUCH")
 """The commands that apply to all connections of a client."""
@@ -103,3 +106,58 @@ def _text(value: Any) -> str:
     return (
         bytes(value).decode() if isinstance(value, bytes | bytearray | memoryview) else str(value)
     )
+
+
+_ENDS_TRANSACTION = ("EXEC", "DISCARD", "UNWATCH")
+_TRANSACTION = ("WATCH", "MULTI")
+
+
+class BoundState:
+    """The state that a caller set on its own connection (SELECT, WATCH, MULTI).
+
+    If that connection is lost, the next call raises instead of continuing without the state.
+    """
+
+    def __init__(self) -> None:
+        self._set: list[str] = []
+        self.lost: list[str] = []  # the commands whose state was lost, until an error reported that
+        self.losses = 0
+        """How often state was lost. A call that was made before a loss is not sent after it."""
+
+    def __bool__(self) -> bool:
+        """Return whether any state is set."""
+        return bool(self._set)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether MULTI was sent, so that the server queues every command."""
+        return "MULTI" in self._set
+
+    def note(self, spec: CommandSpec) -> Callable[[], None]:
+        """Record a command that is about to be sent.
+
+        Return a function to call if it was not sent, which removes what this has added.
+        """
+        before = after = self._set
+        if spec.name in _ENDS_TRANSACTION:
+            self._set = [name for name in before if name not in _TRANSACTION]
+        elif (
+            spec.route is Route.BOUND and spec.effect is not Effect.READ and spec.name not in before
+        ):
+            self._set = after = [*before, spec.name]
+
+        def undo() -> None:
+            if self._set is after:  # otherwise, it was lost or changed since
+                self._set = before
+
+        return undo
+
+    def lose(self) -> None:
+        """Record that the connection was lost."""
+        self._set, self.lost = [], self._set
+        self.losses += 1
+
+    def take_loss(self) -> str:
+        """Return once what was lost, as the end of a sentence."""
+        lost, self.lost = self.lost, []
+        return f", and with it the state set by {', '.join(lost)}: start again"

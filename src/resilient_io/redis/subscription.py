@@ -21,8 +21,9 @@ from resilient_io.tasks import Signal, describe_task_end, log_task_death
 
 from .attempt import AttemptFailed, Call, end_of_wait, expired_while_waiting, server_down
 from .commands import Effect
-from .connect import abort, connect, identify, is_multiplexable, query_over
+from .connect import connect
 from .connection import NotMultiplexable
+from .driver_connection import abort, identify, is_multiplexable, query_over
 from .errors import CLOSED, ConnectionFailure, RedisClosed, RedisUnavailable, refusal
 from .messages import Gap
 from .standby import PING as SHARED_PING
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from resilient_io.retry import RetryPolicy
 
     from .attempt import Limits
-    from .connect import Query
+    from .driver_connection import Query
     from .messages import MessageQueue
     from .multiplexer import Multiplexer
 

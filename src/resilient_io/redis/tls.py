@@ -23,6 +23,13 @@ TLS_PORT = "the port speaks TLS, but this client does not: use rediss:// or ssl=
 _FILES = ("certfile", "keyfile", "ca_certs", "ca_path")
 """The files of a connection, as redis-py 8.1 `RedisSSLContext` names them."""
 
+_SETTINGS = (
+    *_FILES,
+    *("cert_reqs", "include_verify_flags", "exclude_verify_flags", "ca_data", "check_hostname"),
+    *("min_version", "ciphers", "password"),
+)
+"""All settings of a connection's context."""
+
 _THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
 
 _EMPTY_GREETING = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"
@@ -39,6 +46,16 @@ class TLSConfigurationError(ssl.SSLError):
         return str(self.args[-1])
 
 
+_MOST_CONTEXTS = 32
+
+_contexts: dict[object, ssl.SSLContext] = {}
+"""The contexts that were used last, by their settings and the state of their files.
+
+Creating one reads all authorities that the system trusts, which blocks the event loop for 15 ms or
+more. All connections with the same settings share one, until a file is replaced.
+"""
+
+
 def load_files(connection: AbstractConnection) -> None:
     """Read the certificates and keys of a connection that uses TLS, before it is opened.
 
@@ -53,7 +70,7 @@ def load_files(connection: AbstractConnection) -> None:
             1, f"ssl_keyfile {_quoted(context.keyfile)} is encrypted: pass ssl_password"
         )
     try:
-        context.get()
+        _use_shared(context)
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, OSError) and error.errno in _THIS_PROCESS:
             raise
@@ -61,6 +78,40 @@ def load_files(connection: AbstractConnection) -> None:
     else:
         return
     raise TLSConfigurationError(1, problem)
+
+
+def _use_shared(context: Any) -> None:
+    """Create the SSL context of a connection, unless another connection has created it."""
+    key = _identity_of(context)
+    known = _contexts.pop(key, None)
+    if known is not None:
+        context.context = known
+    _contexts[key] = context.get()
+    if len(_contexts) > _MOST_CONTEXTS:
+        del _contexts[next(iter(_contexts))]
+
+
+def _identity_of(context: Any) -> object:
+    """Return a value that is equal for contexts with the same settings and the same files."""
+    system = ssl.get_default_verify_paths()
+    files = [*(getattr(context, name) for name in _FILES), system.cafile, system.capath]
+    settings = [getattr(context, name) for name in _SETTINGS]
+    return (
+        type(context),
+        *(tuple(each) if isinstance(each, list) else each for each in settings),
+        *(_state_of(path) for path in files),
+    )
+
+
+def _state_of(path: str | None) -> object:
+    """Return what changes when a file is replaced, or when files in a folder are."""
+    if not path:
+        return None
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _describe(context: Any, error: Exception) -> str:

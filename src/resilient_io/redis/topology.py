@@ -16,7 +16,7 @@ from resilient_io.health import Topology, TopologyServer
 from resilient_io.text import format_address
 
 from .addresses import map_address
-from .connect import StallTolerantTimeout
+from .driver_connection import StallTolerantTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

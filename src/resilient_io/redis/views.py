@@ -23,7 +23,7 @@ from .options import Durability, check_types
 from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from resilient_io.retry import RetryPolicy
 
@@ -94,10 +94,11 @@ class ClientViews:
     ) -> Self:
         """Return a view of this client whose reads another server may answer.
 
-        This applies to single commands that only read keys. Everything else goes to the master:
-        writes, pipelines, transactions, SCAN and commands about the server. The replicas are those
-        that the master lists (INFO replication). A read goes to the master while no replica is
-        connected or known to qualify, also at first, and after a failed attempt on the replica.
+        This applies to commands that only read keys, alone or in a pipeline without MULTI that has
+        no others. Everything else goes to the master: writes, pipelines with writes, transactions,
+        SCAN and commands about the server. The replicas are those that the master lists (INFO
+        replication). A read goes to the master while no replica is connected or known to qualify,
+        also at first, and after a failed attempt on the replica.
 
         The lag of a replica is the time since the latest moment whose writes it surely has. It is
         measured every quarter of `max_lag` (at most 1 s), by asking the master and then the replica
@@ -171,6 +172,14 @@ class ClientViews:
     def _choose_replica(self, spec: CommandSpec, args: tuple[Any, ...]) -> Runtime | None:
         """Return the runtime of the replica for a read, or None for the master."""
         if self._read_from.mode == "master" or not is_replica_read(spec, args):
+            return None
+        return ReplicaSet.of(self._runtime).choose(self._read_from)
+
+    def _choose_replica_for(
+        self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[Any]]
+    ) -> Runtime | None:
+        """Return the runtime of the replica for a pipeline, or None unless all commands read."""
+        if self._read_from.mode == "master" or not all(map(is_replica_read, specs, commands)):
             return None
         return ReplicaSet.of(self._runtime).choose(self._read_from)
 

@@ -1,17 +1,23 @@
-"""The calls that wait for a connection, in their order, and those that keep a place among them."""
+"""The calls that wait for a connection, in their order, and those that keep a place among them.
+
+Failed attempts to connect may end their wait.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .connection import CHECK_CLOCK, LeftBehind, PendingRequest, Promoted
+from .connection import CHECK_CLOCK, LeftBehind, PendingRequest, Promoted, Undeliverable
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
+    from resilient_io.health import Dependency
+
     from .connection import Entry, MultiplexedConnection
+    from .errors import ConnectionFailure
 
 _LONGEST_HOLD = 0.5  # seconds for which calls wait at most for an earlier one on another connection
 
@@ -168,3 +174,68 @@ def _interrupt(entry: Entry, reason: Exception) -> None:
         entry.interrupt(reason)
     elif not entry.done():
         entry.set_result(reason)
+
+
+_CONFIRMATION = 0.5
+"""Longest time, in seconds, to wait for health to confirm that connecting fails permanently."""
+
+
+class ConnectFailures:
+    """What the latest failed connect attempt means for the calls that wait for a connection.
+
+    A permanent failure (a wrong password, for example) ends their wait, but health should report
+    it before they do. When health improves, calls may wait again.
+    """
+
+    def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
+        self._health = health
+        self._waiting = waiting
+        self._latest: ConnectionFailure | None = None
+        self._failed_at = 0.0
+        self._suspicion: Undeliverable | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.undeliverable: Undeliverable | None = None
+        """Why connecting fails permanently, after health confirmed it or had enough time to."""
+
+    @property
+    def detail(self) -> str:
+        """Why the latest attempt failed, or an empty string."""
+        return self._latest.detail if self._latest is not None else ""
+
+    @property
+    def improved(self) -> bool:
+        """Whether health has improved since the latest attempt failed."""
+        health = self._health
+        return (
+            self._latest is not None and health.state.answering and health.since > self._failed_at
+        )
+
+    def add(self, failure: ConnectionFailure) -> None:
+        """Record a failed attempt."""
+        loop = asyncio.get_running_loop()
+        self._latest, self._failed_at = failure, loop.time()
+        if failure.permanent and self.undeliverable is None:
+            self._suspicion = Undeliverable(failure)
+            self._stop_timer()
+            self._timer = loop.call_later(_CONFIRMATION, self.confirm)
+
+    def confirm(self) -> None:
+        """Fail the waiting calls if connecting fails permanently."""
+        if self._suspicion is not None:
+            self.undeliverable = self._suspicion
+            self._waiting.fail_all(self._suspicion)
+
+    def forgive(self) -> None:
+        """Permit calls to wait again: health improved."""
+        self.undeliverable = self._suspicion = None
+        self._stop_timer()
+
+    def clear(self) -> None:
+        """Forget the failures: an attempt succeeded."""
+        self._latest = None
+        self.forgive()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

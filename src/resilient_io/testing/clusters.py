@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from .process import Server, ServerDidNotStartError, free_port
 from .resp import InvalidReplyError, ServerError
-from .servers import Option, RedisServer
+from .servers import Option, RedisServer, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from .resp import Reply
-    from .servers import Binary
+    from .servers import Binary, Certificates
 
 SLOTS: Final = 16384
 
@@ -40,6 +40,7 @@ class RedisClusterNode(RedisServer):
         port: As for `RedisServer`.
         binary: As for `RedisServer`.
         password: As for `RedisServer`; also sent to the node's master.
+        tls: As for `RedisServer`.
         persist: As for `RedisServer`.
         options: Lines of the configuration, as for `RedisServer`.
     """
@@ -51,11 +52,12 @@ class RedisClusterNode(RedisServer):
         port: int | None = None,
         binary: Binary | None = None,
         password: str | None = None,
+        tls: bool | Certificates = False,
         persist: bool = False,
         options: Mapping[str, Option] | None = None,
     ) -> None:
         super().__init__(
-            port=port, binary=binary, password=password, persist=persist, options=options
+            port=port, binary=binary, password=password, tls=tls, persist=persist, options=options
         )
         self.node_timeout = node_timeout
         self.bus_port = free_port()
@@ -88,7 +90,9 @@ class RedisClusterNode(RedisServer):
             "cluster-port": self.bus_port,
         }
         if self.password is not None:
-            ours["masterauth"] = f'"{self.password}"'
+            ours["masterauth"] = quoted(self.password)
+        if self.tls_port is not None:  # otherwise Redis 7.0 announces the ports without TLS
+            ours |= {"tls-cluster": "yes", "tls-replication": "yes"}
         return ours | lines
 
     def _choose_other_ports(self) -> None:
@@ -142,7 +146,8 @@ class SlotMigration:
         password = self.target.password
         auth = () if password is None else ("AUTH", password)
         await self.source.query(
-            *("MIGRATE", self.target.host, self.target.port, "", 0, _MIGRATE_TIMEOUT),
+            *("MIGRATE", self.target.host, self.target.tls_port or self.target.port),
+            *("", 0, _MIGRATE_TIMEOUT),
             *(*auth, "KEYS", *(key for key in keys if isinstance(key, bytes))),
         )
         return len(keys)
@@ -188,6 +193,7 @@ class RedisServerCluster(Server):
         node_timeout: Seconds without an answer after which a node counts as failed.
         binary: The server program; None for the result of `find_redis`.
         password: Password of clients and replicas; None for none.
+        tls: Let clients connect with TLS, too. All nodes have the same certificate.
         persist: Write every command to disk before it is answered.
         options: Lines of the configuration of every node.
     """
@@ -200,18 +206,23 @@ class RedisServerCluster(Server):
         node_timeout: float = 2.0,
         binary: Binary | None = None,
         password: str | None = None,
+        tls: bool = False,
         persist: bool = False,
         options: Mapping[str, Option] | None = None,
     ) -> None:
         self._masters = masters
-        self._node_options = {
+        self._node_options: dict[str, object] = {
             "node_timeout": node_timeout,
             "binary": binary,
             "password": password,
+            "tls": tls,
             "persist": persist,
             "options": {"cluster-require-full-coverage": "yes", **(options or {})},
         }
-        self.nodes = [self._new_node() for _ in range(masters * (1 + replicas))]
+        self.nodes = [self._new_node()]
+        if tls:
+            self._node_options["tls"] = self.nodes[0].issue_certificates()
+        self.nodes += [self._new_node() for _ in range(masters * (1 + replicas) - 1)]
         self._created = False
 
     def __repr__(self) -> str:
@@ -226,6 +237,11 @@ class RedisServerCluster(Server):
     def url(self) -> str:
         """URL of the first node, for clients."""
         return self.nodes[0].url
+
+    @property
+    def tls_url(self) -> str:
+        """URL of the TLS port of the first node, with the authority to trust."""
+        return self.nodes[0].tls_url
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .servers import Binary, Option
+    from .servers import Binary, Certificates, Option
 
 _POLL_INTERVAL: Final = 0.01
 _SETTLE_TIMEOUT: Final = 30.0  # seconds
@@ -40,6 +40,8 @@ class SentinelSetup(Server):
         quorum: How many Sentinels have to agree that the master is down; None for most of them.
         password: Password of the servers (`requirepass`); None for none.
         sentinel_password: Password of the Sentinels; None for none.
+        tls: Let clients connect with TLS, too. All servers and Sentinels have the same certificate,
+            and the Sentinels still announce the ports without TLS: see `tls_address`.
         binary: The server program; None for the result of `find_redis`.
         options: Lines of the servers' configuration, as for `RedisServer`.
         sentinel_options: Lines of the Sentinels' configuration, except for those that begin with
@@ -64,6 +66,7 @@ class SentinelSetup(Server):
         quorum: int | None = None,
         password: str | None = None,
         sentinel_password: str | None = None,
+        tls: bool = False,
         binary: Binary | None = None,
         options: Mapping[str, Option] | None = None,
         sentinel_options: Mapping[str, Option] | None = None,
@@ -73,10 +76,11 @@ class SentinelSetup(Server):
         self.name = name
         self.password = password
         self.sentinel_password = sentinel_password
-        first = _Node(None, password=password, binary=binary, options=options, host=host)
+        first = _Node(None, password=password, tls=tls, binary=binary, options=options, host=host)
+        shared = first.issue_certificates() if tls else False
         self.nodes: list[RedisServer] = [first]
         self.nodes += [
-            _Node(first, password=password, binary=binary, options=options, host=host)
+            _Node(first, password=password, tls=shared, binary=binary, options=options, host=host)
             for _ in range(replicas)
         ]
         lines = (
@@ -91,6 +95,7 @@ class SentinelSetup(Server):
                 name=name,
                 quorum=sentinels // 2 + 1 if quorum is None else quorum,
                 password=sentinel_password,
+                tls=shared,
                 binary=binary,
                 options=sentinel_options,
                 lines=lines,
@@ -109,6 +114,22 @@ class SentinelSetup(Server):
     def addresses(self) -> list[Address]:
         """Host and port of each Sentinel, as clients take them."""
         return [(sentinel.host, sentinel.port) for sentinel in self.sentinels]
+
+    @property
+    def tls_addresses(self) -> list[Address]:
+        """Host and TLS port of each Sentinel."""
+        return [self.tls_address((sentinel.host, sentinel.port)) for sentinel in self.sentinels]
+
+    def tls_address(self, address: Address) -> Address:
+        """Return the address for TLS of a server or Sentinel: an `address_map` for clients.
+
+        Args:
+            address: The one that the Sentinels announce. An unknown one is returned as it is.
+        """
+        for server in [*self.nodes, *self.sentinels]:
+            if (server.host, server.port) == address and server.tls_port is not None:
+                return server.host, server.tls_port
+        return address
 
     async def start(self) -> None:
         """Start what is not running, and wait until a failover is possible.
@@ -304,6 +325,7 @@ class _Node(_KeepsConfiguration):
         master: RedisServer | None,
         *,
         password: str | None,
+        tls: bool | Certificates,
         binary: Binary | None,
         options: Mapping[str, Option] | None,
         host: str,
@@ -314,7 +336,9 @@ class _Node(_KeepsConfiguration):
             lines["masterauth"] = quoted(password)
         if master is not None:
             lines["replicaof"] = f"{master.host} {master.port}"
-        super().__init__(password=password, binary=binary, options=lines | dict(options or {}))
+        super().__init__(
+            password=password, tls=tls, binary=binary, options=lines | dict(options or {})
+        )
         self.host = host
         self._fixed_ports = True  # the others have its port in their configuration
 
@@ -329,13 +353,20 @@ class _Watching(_KeepsConfiguration, RedisSentinel):
         name: str,
         quorum: int,
         password: str | None,
+        tls: bool | Certificates,
         binary: Binary | None,
         options: Mapping[str, Option] | None,
         lines: Sequence[str],
         host: str,
     ) -> None:
         super().__init__(
-            master, name=name, quorum=quorum, password=password, binary=binary, options=options
+            master,
+            name=name,
+            quorum=quorum,
+            password=password,
+            tls=tls,
+            binary=binary,
+            options=options,
         )
         self.host = host
         self._fixed_ports = True

@@ -158,7 +158,8 @@ class RedisServer(ServerProcess):
         port: Port to listen on; None for a free port, which is kept over restarts.
         binary: The server program; None for the result of `find_redis`.
         password: Password that clients have to send (`requirepass`); None for none.
-        tls: Also listen for TLS on a second port, with a new certificate.
+        tls: Also listen for TLS on a second port, with a new certificate, or with that of another
+            server.
         unix_socket: Also listen on a unix socket.
         persist: Write every command to disk before it is answered, so that data survives `kill`.
         replica_of: Replicate this server.
@@ -171,7 +172,7 @@ class RedisServer(ServerProcess):
         port: int | None = None,
         binary: Binary | None = None,
         password: str | None = None,
-        tls: bool = False,
+        tls: bool | Certificates = False,
         unix_socket: bool = False,
         persist: bool = False,
         replica_of: RedisServer | None = None,
@@ -181,7 +182,7 @@ class RedisServer(ServerProcess):
         self.port = port if port is not None else free_port()
         self.tls_port = free_port() if tls else None
         self.password = password
-        self.certificates: Certificates | None = None
+        self.certificates = tls if isinstance(tls, Certificates) else None
         self.unix_socket = self.folder / "redis.sock" if unix_socket else None
         self._binary = binary
         self._replica_of = replica_of
@@ -285,16 +286,31 @@ class RedisServer(ServerProcess):
             lines["replicaof"] = f"{self._replica_of.host} {self._replica_of.port}"
             if self._replica_of.password is not None:
                 lines["masterauth"] = quoted(self._replica_of.password)
-        if self.tls_port is not None:
-            self.certificates = self.certificates or make_certificates(self.folder)
-            lines |= {
-                "tls-port": self.tls_port,
-                "tls-ca-cert-file": quoted(self.certificates.authority),
-                "tls-cert-file": quoted(self.certificates.certificate),
-                "tls-key-file": quoted(self.certificates.key),
-                "tls-auth-clients": "no",
-            }
-        return lines | self._options
+        return lines | self._tls_lines() | self._options
+
+    def issue_certificates(self) -> Certificates:
+        """Return the certificates of this server, which other servers can use, too.
+
+        Unless they were given, they are created at the first use. They are removed with the server.
+
+        Raises:
+            ModuleNotFoundError: trustme is missing; install `resilient-io[testing]`.
+        """
+        if self.certificates is None:
+            self.certificates = make_certificates(self.folder)
+        return self.certificates
+
+    def _tls_lines(self) -> dict[str, Option]:
+        if self.tls_port is None:
+            return {}
+        certificates = self.issue_certificates()
+        return {
+            "tls-port": self.tls_port,
+            "tls-ca-cert-file": quoted(certificates.authority),
+            "tls-cert-file": quoted(certificates.certificate),
+            "tls-key-file": quoted(certificates.key),
+            "tls-auth-clients": "no",
+        }
 
     def _command(self) -> Sequence[str | Path]:
         binary = self._binary or find_redis()
@@ -331,6 +347,7 @@ class RedisSentinel(RedisServer):
         quorum: How many Sentinels have to agree that the master is down.
         port: As for `RedisServer`.
         password: Password that clients and the other Sentinels have to send; None for none.
+        tls: As for `RedisServer`.
         binary: As for `RedisServer`.
         options: Lines of the configuration, as for `RedisServer`.
     """
@@ -343,10 +360,11 @@ class RedisSentinel(RedisServer):
         quorum: int = 1,
         port: int | None = None,
         password: str | None = None,
+        tls: bool | Certificates = False,
         binary: Binary | None = None,
         options: Mapping[str, Option] | None = None,
     ) -> None:
-        super().__init__(port=port, password=password, binary=binary, options=options)
+        super().__init__(port=port, password=password, tls=tls, binary=binary, options=options)
         self._master = master
         self._name = name
         self._quorum = quorum
@@ -364,7 +382,7 @@ class RedisSentinel(RedisServer):
         if self.password is not None:
             configuration["requirepass"] = quoted(self.password)
             lines.append(f"sentinel-pass {quoted(self.password)}")
-        return configuration | self._options
+        return configuration | self._tls_lines() | self._options
 
     def _command(self) -> Sequence[str | Path]:
         return [*super()._command(), "--sentinel"]

@@ -5,41 +5,19 @@ must continue on new ones.
 """
 
 import asyncio
-import base64
-import json
-import time
 
 import pytest
-from aiokafka.abc import AbstractTokenProvider
 
 from resilient_io import State
 from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
 from resilient_io.testing import KafkaServer
+from tests.live.kafka.tokens import Issuer, Tokens, login, oauth, unsigned
 
 pytestmark = pytest.mark.soak
 
 SESSION = 3.0
 SECONDS = 14.0
-PLAIN = {
-    "security_protocol": "SASL_PLAINTEXT",
-    "sasl_mechanism": "PLAIN",
-    "sasl_plain_username": "alice",
-    "sasl_plain_password": "alice-secret",
-}
-
-
-class ShortTokens(AbstractTokenProvider):
-    """Returns tokens that expire soon."""
-
-    def __init__(self):
-        self.asked = 0
-
-    async def token(self):
-        self.asked += 1
-        now = time.time()
-        parts = ({"alg": "none"}, {"sub": "alice", "iat": now, "exp": now + SESSION + 1.0})
-        encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()) for part in parts)
-        return ".".join(each.decode().rstrip("=") for each in encoded) + "."
+PASSWORD = "alice-secret"
 
 
 async def read_until(consumer, numbers, last):
@@ -85,17 +63,29 @@ async def check_sessions(server, name, options):
     assert not [change for change in changes if change.state is State.DOWN]
 
 
-async def test_sessions_of_a_user_with_a_password_end_without_a_failure(name):
-    options = {"connections.max.reauth.ms": int(SESSION * 1000)}
-    users = {"alice": "alice-secret"}
-    async with KafkaServer(users=users, options=options) as server:
-        await check_sessions(server, name, PLAIN)
+OPTIONS = {"connections.max.reauth.ms": int(SESSION * 1000)}
+"""Of a broker. A token that expires earlier ends the session with it."""
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_sessions_of_a_user_with_a_password_end_without_a_failure(name, mechanism):
+    scram = mechanism != "PLAIN"
+    async with KafkaServer(users={"alice": PASSWORD}, scram=scram, options=OPTIONS) as server:
+        await check_sessions(server, name, login(mechanism, PASSWORD))
 
 
 async def test_sessions_of_expiring_tokens_end_without_a_failure(name):
-    options = {"connections.max.reauth.ms": int(SESSION * 1000)}
-    tokens = ShortTokens()
-    async with KafkaServer(oauth=True, options=options) as server:
-        login = {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": tokens}
-        await check_sessions(server, name, {"security_protocol": "SASL_PLAINTEXT", **login})
+    tokens = Tokens(lambda: unsigned(SESSION + 1.0))
+    async with KafkaServer(oauth=True, options=OPTIONS) as server:
+        await check_sessions(server, name, oauth(tokens))
     assert tokens.asked >= 9  # three clients, in more than three sessions
+
+
+@pytest.mark.parametrize("limit", [SESSION, 60.0], ids=["broker", "token"])
+async def test_sessions_of_expiring_signed_tokens_end_without_a_failure(name, tmp_path, limit):
+    issuer = Issuer(tmp_path / "issuer")
+    tokens = Tokens(lambda: issuer.token(SESSION + 1.0))
+    options = issuer.server_options(**{"connections.max.reauth.ms": int(limit * 1000)})
+    async with KafkaServer(**options) as server:
+        await check_sessions(server, name, oauth(tokens))
+    assert tokens.asked >= 9

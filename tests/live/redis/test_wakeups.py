@@ -9,8 +9,8 @@ import pytest
 
 from resilient_io import RetryPolicy
 from resilient_io.redis import ConnectionSettings, RedisClosed, ResilientRedis
-from resilient_io.redis.wakeups import TaskWakeup, can_wake, wake
 from resilient_io.testing import cancel_everywhere
+from resilient_io.wakeups import TaskWakeup, can_wake, wake
 
 pytestmark = pytest.mark.versions
 

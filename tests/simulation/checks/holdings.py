@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.history import Outcome
 
+from .index import once
+
 if TYPE_CHECKING:
     from tests.simulation.history import Execution, Operation
 
@@ -71,6 +73,7 @@ class Holding:
         return bool(self.operation.facts.get("renew"))
 
 
+@once
 def takings(index: Index) -> dict[bytes, list[Taking]]:
     """Return the executions that took a lock, by its key."""
     names = {
@@ -91,6 +94,7 @@ def takings(index: Index) -> dict[bytes, list[Taking]]:
     return found
 
 
+@once
 def removals(index: Index) -> dict[bytes, list[tuple[int, float]]]:
     """Return when the key of each lock was deleted or expired: numbers and times, in order."""
     found: dict[bytes, list[tuple[int, float]]] = {}
@@ -115,6 +119,7 @@ def removed_between(times: list[tuple[int, float]], first: float, last: float) -
     return any(first < at < last for at, _ in times)
 
 
+@once
 def holdings(index: Index) -> list[Holding]:
     """Return the periods in which callers held locks, in the order of their operations."""
     following: dict[str, dict[str, Operation]] = {"hold": {}, "release": {}}
@@ -180,15 +185,9 @@ class Expiry:
         self._at = [taken.at]
         timeout = holding.timeout
         self._until = [math.inf if timeout is None else taken.time + timeout]
-        for execution in index.executions_between(taken.at, _last(index)):
+        for execution in _extensions(index):
             words = execution.words
-            if (
-                words[0] not in (b"EVALSHA", b"EVAL")
-                or len(words) < 6
-                or words[3:5] != (holding.name, holding.token)
-                or not execution.applied
-                or execution.reply != 1
-            ):
+            if execution.at <= taken.at or words[3:5] != (holding.name, holding.token):
                 continue
             seconds = int(words[5]) / 1000
             adds = len(words) == 7 and words[6] == b"0"
@@ -200,11 +199,20 @@ class Expiry:
         return self._until[max(0, bisect_right(self._at, number) - 1)]
 
 
-def _last(index: Index) -> int:
-    executions = index.history.executions
-    return executions[-1].at + 1 if executions else 0
+@once
+def _extensions(index: Index) -> list[Execution]:
+    """Return the executions of scripts that set the timeout of a lock again."""
+    return [
+        execution
+        for execution in index.history.executions
+        if execution.words[0] in (b"EVALSHA", b"EVAL")
+        and len(execution.words) >= 6
+        and execution.applied
+        and execution.reply == 1
+    ]
 
 
+@once
 def acquired(index: Index) -> list[Operation]:
     """Return the operations that returned with a lock."""
     return [

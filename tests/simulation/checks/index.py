@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import PERMITTED, POPS, PUSHES, READ, UNDO, effect_of, effect_of_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.simulation.history import Event, Execution, History, Operation
     from tests.simulation.plan import Plan
+
+T = TypeVar("T")
 
 _TOKEN = re.compile(rb"t(\d+\.\d+)")
 _TOKEN_TEXT = re.compile(r"t\d+\.\d+")
@@ -127,8 +129,8 @@ class Index:
         self.transactions: dict[int, list[Execution]] = {}
         self.owners: list[bytes | None] = []
         """For each execution, the first token that it carries."""
-        self.overtaken: list[tuple[Command, Command, int]] | None = None
-        """What `order` found, which several rules share."""
+        self.shared: dict[str, Any] = {}
+        """What functions with `once` have returned."""
         self._deadlines: dict[int, float | None] | None = None
         self._read_executions()
         self.commands: dict[int, list[Command]] = {
@@ -147,10 +149,12 @@ class Index:
         find = _TOKEN.findall
         for execution in self.history.executions:
             words = execution.words
-            joined = b" ".join(words)
-            if len(joined) > _LONG:
-                joined = b" ".join([word[:40] for word in words])
-            tokens = find(joined)
+            tokens = ()
+            if len(words) > 1:
+                joined = b" ".join(words)
+                if len(joined) > _LONG:
+                    joined = b" ".join([word[:40] for word in words])
+                tokens = find(joined)
             if tokens:
                 for token in dict.fromkeys(tokens) if len(tokens) > 1 else tokens:
                     by_token.setdefault(token, []).append(execution)
@@ -497,6 +501,21 @@ class Index:
                     if call.number == number:
                         return call.arguments.get(name)
         return None
+
+
+def once(look_up: Callable[[Index], T]) -> Callable[[Index], T]:
+    """Return a function that looks something up only once in each index."""
+    name = look_up.__qualname__
+
+    @wraps(look_up)
+    def looked_up(index: Index) -> T:
+        shared = index.shared
+        if name not in shared:
+            shared[name] = look_up(index)
+        found: T = shared[name]
+        return found
+
+    return looked_up
 
 
 _LONGEST_STALL = 10.0  # seconds

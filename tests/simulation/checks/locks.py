@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.history import Outcome
 
 from .holdings import Expiry, acquired, holdings, removals, removed_between, takings
-from .index import Broken
+from .index import Broken, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,7 +175,10 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
 
 
 def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[Broken]:
-    """When `acquire` returns False, the server has not set its token, or no longer has it."""
+    """When `acquire` returns False, the server has not set its token, or no longer has it.
+
+    Not if the client may not end its dead connections, which may still carry the request.
+    """
     tokens = {operation.facts["token"].encode() for operation in acquired(index)}
     acquisitions = [
         each for each in index.history.operations if each.kind in ("acquire", "lock block")
@@ -190,6 +193,7 @@ def an_acquisition_that_failed_has_not_taken_the_lock(index: Index) -> Iterator[
             if not callers or any(
                 caller.outcome is not Outcome.OK
                 or caller.reply
+                or (caller.ended_at or last) > index.unfenced
                 or (caller.ended or 0.0) > each.time + (caller.facts.get("timeout") or 1e9)
                 for caller in callers
             ):
@@ -259,7 +263,10 @@ def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
 
 
 def a_holder_learns_of_the_loss_of_its_lock(index: Index) -> Iterator[Broken]:
-    """While nothing else fails, a holder is notified soon after its key was deleted."""
+    """While nothing else fails, a holder is notified soon after its key was deleted.
+
+    Not over connections without a transport, which are not shared: nothing is asked over them.
+    """
     if index.data_lost:
         return
     all_takings, gone = takings(index), removals(index)
@@ -277,6 +284,7 @@ def a_holder_learns_of_the_loss_of_its_lock(index: Index) -> Iterator[Broken]:
                 and not index.disturbed(mine.time - _CALM, limit)
                 and not _closing(index, holding, limit)
                 and not _bound(index, holding)
+                and not index.bare(holding.operation.client)
             ):
                 yield Broken(
                     f"the key of {holding.name.decode()} was gone for "
@@ -409,6 +417,7 @@ def a_block_raises_what_its_body_raises(index: Index) -> Iterator[Broken]:
             )
 
 
+@once
 def _releases(index: Index) -> dict[str, Operation]:
     return {
         operation.facts["token"]: operation

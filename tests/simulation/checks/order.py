@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.history import Outcome
 
 from .effects import BLOCKING
-from .index import Broken
+from .index import Broken, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,11 +68,10 @@ def _describe(late: Command, newer: Command, at: int) -> Broken:
     )
 
 
+@once
 def _overtaken(index: Index) -> list[tuple[Command, Command, int]]:
     """Return what was applied after its call, and after a write that began after that."""
-    if index.overtaken is None:
-        index.overtaken = list(_find_overtaken(index))
-    return index.overtaken
+    return list(_find_overtaken(index))
 
 
 def _find_overtaken(index: Index) -> Iterator[tuple[Command, Command, int]]:
@@ -228,6 +227,7 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
                 )
 
 
+@once
 def _moved(index: Index) -> bool:
     """Return whether a client left a server that refused writes, while calls were in flight."""
     return any(execution.reply.text.startswith("READONLY") for execution in index.errors)

@@ -131,7 +131,9 @@ def calls_end_when_their_client_has_closed(index: Index) -> Iterator[Broken]:
             if kind != "closed":
                 continue
             if any(
-                at < each[0] and each[1] <= time + _CLOSING_TOLERANCE and each[2] == "opening"
+                at < each[0]
+                and each[1] <= time + _CLOSING_TOLERANCE
+                and each[2] in ("opening", "opened")  # opening may have begun while it closed
                 for each in changes
             ):
                 continue  # opened again immediately

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from .command import SYNTAX, Flag, Words, command, integer, wrong_arity
@@ -24,6 +25,7 @@ NO_PASSWORD = (
     "Are you sure your configuration is correct?"
 )
 LUA = {b"name": b"lua", b"ver": 1, b"path": b"lua", b"args": []}
+_NOT_IN_A_NAME = re.compile(rb"[^!-~]")
 BAD_NAME = "ERR Client names cannot contain spaces, newlines or special characters."
 
 
@@ -35,7 +37,7 @@ def _log_in(session: Session, user: str, password: str) -> None:
 
 
 def _checked_name(name: bytes) -> str:
-    if any(byte < 33 or byte > 126 for byte in name):
+    if _NOT_IN_A_NAME.search(name):
         raise Refused(BAD_NAME)
     return name.decode()
 

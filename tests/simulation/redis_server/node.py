@@ -424,12 +424,15 @@ class Node:
             self.pending = []
             for session in pending:
                 out = session.out
-                if session.held and not session.gone:
+                if session.gone:
+                    out.clear()
                     continue
-                if out and not session.gone:
+                if session.held:
+                    continue
+                if out:
                     session.peer.send(out[0] if len(out) == 1 else b"".join(out))
-                out.clear()
-                if session.closing and not session.gone:
+                    out.clear()
+                if session.closing:
                     self.disconnect(session)
 
     # Waiting.

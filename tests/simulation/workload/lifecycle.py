@@ -88,7 +88,7 @@ async def _note_what_is_left(use: Use) -> None:
     world.history.event(
         "workload",
         "all closed",
-        tasks=client_tasks(),
+        tasks=client_tasks(use.world.loop),
         connections=[connection.number for connection in world.network.connections],
     )
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiokafka import conn
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
@@ -98,6 +99,24 @@ async def test_good_token_and_its_extensions_are_passed_on():
     assert await provider.token() == "good"
     assert provider.extensions() == {"traceId": "1"}
     assert guard_token_provider(Provider("good")).extensions() == {}
+
+
+async def steps(provider, answers):
+    """Return what a connection with this provider sends, given a broker's answers."""
+    options = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "OAUTHBEARER"}
+    connection = conn.AIOKafkaConnection("a", 1, sasl_oauth_token_provider=provider, **options)
+    authenticator = connection.authenticator_oauth()
+    return [await authenticator.step(answer) for answer in (None, *answers)]
+
+
+async def test_login_that_the_broker_objects_to_is_carried_on_to_its_verdict():
+    token = b"n,,\1auth=Bearer good\1\1", True
+    guarded = guard_token_provider(Provider("good"))
+    assert await steps(guarded, [b""]) == [token, None]
+    reason = b'{"status":"invalid_token"}'
+    assert await steps(guarded, [reason, b"more"]) == [token, (b"\1", True), None]
+    # A client of aiokafka's own is left alone.
+    assert await steps(Provider("good"), [reason]) == [token, None]
 
 
 def test_object_without_an_async_token_method_is_refused():

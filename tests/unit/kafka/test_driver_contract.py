@@ -15,7 +15,7 @@ from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBat
 from aiokafka.producer.sender import BaseHandler, Sender
 from aiokafka.producer.transaction_manager import TransactionManager
 
-from resilient_io.kafka import probe
+from resilient_io.kafka import connect, probe
 from resilient_io.kafka.driver import (
     CONNECTION_OPTIONS,
     Connection,
@@ -35,6 +35,7 @@ from resilient_io.kafka.driver import (
 )
 from resilient_io.kafka.options import CLIENT_OPTIONS
 
+OAUTH = connect._OAuthAuthenticator
 NOWHERE = "127.0.0.1:1"
 
 
@@ -233,6 +234,9 @@ def test_private_names_exist():
     assert "await self.ensure_coordinator_known()" in _source(GroupCoordinator.commit_offsets)
     assert "self._send_req" in _source(GroupCoordinator._do_commit_offsets)
     assert "asyncio.shield(self._do_commit_offsets(" in _source(GroupCoordinator.commit_offsets)
+    assert "return OAuthAuthenticator(" in _source(AIOKafkaConnection.authenticator_oauth)
+    assert "if self._token_sent:\n            return None" in _source(OAUTH.step)
+    assert "await authenticator.step(auth_bytes)" in _source(AIOKafkaConnection._do_sasl_handshake)
     assert "on_close=self._on_connection_closed" in _source(AIOKafkaClient._get_conn)
     assert "self._on_close_cb(self, reason)" in _source(AIOKafkaConnection.close)
     assert CloseReason.CONNECTION_BROKEN == 0

@@ -9,7 +9,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from fakeredis.aioredis import FakeAsyncRedisConnection
 
 from resilient_io.redis import ResilientRedis
-from resilient_io.redis.connect import abort, is_lost, is_multiplexable
+from resilient_io.redis.driver_connection import abort, is_lost, is_multiplexable
 
 
 def fake_connection():

@@ -1,18 +1,14 @@
 """Brokers can be killed, frozen and restarted with their data, and never outlive the tests."""
 
 import asyncio
-import base64
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import (
     AuthenticationFailedError,
     KafkaConnectionError,
@@ -30,6 +26,7 @@ from resilient_io.testing import (
 )
 from resilient_io.testing.kafka.distribution import ClusterMember, copy_format
 from resilient_io.testing.kafka.wire import BrokerQueries
+from tests.live.kafka.tokens import Tokens, login, oauth, unsigned
 
 
 def lives(pid):
@@ -118,38 +115,29 @@ async def test_frozen_broker_accepts_but_does_not_answer_and_can_be_terminated(
     assert await read(kafka_server.bootstrap_servers, "kept", 1) == [b"1"]
 
 
-class Unsecured(AbstractTokenProvider):
-    async def token(self):
-        parts = ({"alg": "none"}, {"sub": "carol", "iat": time.time(), "exp": time.time() + 600})
-        encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()) for part in parts)
-        return ".".join(each.decode().rstrip("=") for each in encoded) + "."
-
-
 async def test_credentials_are_required_and_not_in_a_repr():
     words = {"alice": 'a "secret" \\of ours', "bob": "builder"}
     superusers = ["alice", "carol"]
-    async with KafkaServer(users=words, oauth=True, superusers=superusers) as server:
+    async with KafkaServer(users=words, scram=True, oauth=True, superusers=superusers) as server:
         await server.create_topic("private")
         servers = server.bootstrap_servers
-        plain = {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN"}
-        alice = {**plain, "sasl_plain_username": "alice", "sasl_plain_password": words["alice"]}
+        alice = login("PLAIN", words["alice"])
         await write(servers, "private", b"1", **alice)
         assert await read(servers, "private", 1, **alice) == [b"1"]
         # The address that bypasses authentication.
         assert await read(server.direct_servers, "private", 1) == [b"1"]
 
-        oauth = {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": Unsecured()}
-        await write(servers, "private", b"2", **plain | oauth)
+        await write(servers, "private", b"2", **oauth(Tokens(lambda: unsigned(600, "carol"))))
+        await write(servers, "private", b"3", **login("SCRAM-SHA-512", words["alice"]))
 
         with pytest.raises((AuthenticationFailedError, KafkaConnectionError)):
-            await write(servers, "private", b"3", **alice | {"sasl_plain_password": "guessed"})
+            await write(servers, "private", b"4", **login("PLAIN", "guessed"))
         with pytest.raises(KafkaConnectionError):
-            await write(servers, "private", b"3")
-        bob = {"sasl_plain_username": "bob", "sasl_plain_password": words["bob"]}
+            await write(servers, "private", b"4")
         with pytest.raises(TopicAuthorizationFailedError):
-            await write(servers, "private", b"3", **alice | bob)
+            await write(servers, "private", b"4", **login("PLAIN", words["bob"], "bob"))
 
-        assert await read(server.direct_servers, "private", 2) == [b"1", b"2"]
+        assert await read(server.direct_servers, "private", 3) == [b"1", b"2", b"3"]
         assert "secret" not in repr(server)
         assert "secret" not in repr(vars(server)["_member"])
 

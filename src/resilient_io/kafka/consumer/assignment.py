@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..record import Record
     from ..stats import ConsumerCounters
     from .commit_metadata import Ranges
+    from .fetched import FetchedRecords
 
 
 _NEVER = 2**63
@@ -42,7 +43,8 @@ class AssignedPartition:
         self.instance = instance
         self.member = member  # None without a group
         self.progress = PartitionProgress()
-        self.buffered: list[Record] = []  # taken from aiokafka, not yet delivered; in order
+        self.fetched: FetchedRecords | None = None  # taken from aiokafka, not yet unpacked
+        self.buffered: list[Record] = []  # unpacked, not yet delivered; in order
         self.committed = committed  # the group's committed offset; None if there is none
         self.committed_known = committed_known
         self.committed_metadata: str | None = None  # None while it is unknown
@@ -58,7 +60,9 @@ class AssignedPartition:
 
     @property
     def position(self) -> int | None:
-        """The offset of the next record from aiokafka; None while it is unknown."""
+        """The offset of the next record to unpack; None while it is unknown."""
+        if self.fetched is not None:
+            return self.fetched.next_offset
         state = self._state
         return state.position if state is not None and state.has_valid_position else None
 
@@ -93,8 +97,8 @@ class AssignedPartition:
         first = self.progress.first_outstanding
         if first is not None:
             return first
-        # Every record taken from aiokafka is handled. Its position may be after offsets that it
-        # never delivers (transaction markers), or where a seek moved it.
+        # Every unpacked record is handled. The position may be after offsets that are never
+        # delivered (transaction markers), or where a seek moved it.
         return self.progress.committable if self.position is None else self.position
 
     @property
@@ -148,7 +152,30 @@ class AssignedPartition:
         self.buffered = []
         self.handled = ()
         self.progress = PartitionProgress()
+        self.move(offset)
+
+    def move(self, offset: int) -> None:
+        """Fetch from another offset on; records that were delivered or buffered stay."""
+        self.fetched = None
         self.instance.seek(self.partition, offset)
+
+    def next_records(self, most: int) -> list[Record]:
+        """Unpack the next records that have arrived.
+
+        Raises:
+            Exception: They are unreadable. They are fetched again.
+        """
+        fetched = self.fetched
+        if fetched is None:
+            return []
+        try:
+            records = fetched.take(most, self.progress)
+        except Exception:
+            self.move(fetched.next_offset)
+            raise
+        if fetched.exhausted:
+            self.fetched = None
+        return records
 
     def rewind(self) -> None:
         """Read the outstanding records again."""
@@ -223,7 +250,7 @@ class Assignment:
         """Continue where the partition was left, if no other member has read it meanwhile."""
         if before is None or not assigned.committed_known or before.committed != assigned.committed:
             return False
-        assigned.instance.seek(assigned.partition, before.offset)
+        assigned.move(before.offset)
         assigned.handled = before.handled
         if before.offset != assigned.committed:
             self._counters.resumed += 1

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from resilient_io.health import Cause, State
+from resilient_io.health import State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import wake
 
 from ..driver import DriverClosed
 from ..errors import (
-    KafkaAuthenticationFailed,
-    KafkaUnavailable,
     classify_error,
     is_connection_refusal,
+    unavailable_because_of,
     without_secrets,
 )
-from ..record import Record, UnreadableRecord
+from ..record import UnreadableRecord
 from . import internals
 from .assignment import AssignedPartition
+from .fetched import raise_fetch_error, take_fetched
 from .positions import GroupOffsets
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
     from ..connect import KafkaTarget
     from ..driver import ConsumerDriver
-    from ..record import PartitionProgress
+    from ..record import PartitionProgress, Record
     from ..stats import ConsumerCounters
     from ..supervisor import Supervisor
     from .assignment import Assignment
     from .membership import SessionWatch
     from .positions import Positions
+    from .topics import TopicDetector
 
     Deserializer = Callable[[bytes], Any]
 
@@ -45,9 +46,6 @@ _MAX_FAILURES = 5
 
 _BACKOFF = 0.1
 _BACKOFF_CAP = 10.0
-
-_CAREFUL_ROUNDS = 2
-"""Rounds per partition in which each partition is requested separately after one has raised."""
 
 
 class Fetcher:
@@ -65,6 +63,7 @@ class Fetcher:
         supervisor: Supervisor[ConsumerDriver],
         assignment: Assignment,
         positions: Positions,
+        topics: TopicDetector,
         drop: Callable[[tuple[TopicPartition, ...]], None],
         deserializer: RecordDeserializer,
         has_group: bool,
@@ -79,6 +78,7 @@ class Fetcher:
         self._supervisor = supervisor
         self._assignment = assignment
         self._positions = positions
+        self._topics = topics
         self._drop = drop
         self._deserializer = deserializer
         self._has_group = has_group
@@ -92,7 +92,7 @@ class Fetcher:
         self._milestone_at = 0
         self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
         self._backoff_delay = 0.0
-        self._careful = 0
+        self._first = 0  # the partition whose records are unpacked first
 
     # --- state
 
@@ -281,66 +281,63 @@ class Fetcher:
     async def _request(
         self, instance: ConsumerDriver, most: int
     ) -> list[tuple[AssignedPartition, list[Record]]]:
-        wanted = [] if self.held else [a for a in self._assignment.all if self._may_fetch(a)]
-        if not wanted or internals.reassigning(instance):
-            internals.raise_coordination_error(instance)
-            internals.note_poll(instance)
-            return []
-        while True:
-            if self._careful:
-                arrived = await self._request_each(instance, wanted, most)
-            else:
-                arrived = await self._request_from(instance, wanted, most)
-            found = []
-            for partition, driver_records in arrived.items():
-                assigned = self._assignment.get(partition)
-                if assigned is not None and driver_records:
-                    records = self._adopt(assigned, driver_records)
-                    found.append((assigned, self._deserialize(assigned, records)))
-            found = [(assigned, records) for assigned, records in found if records]
-            if found or not arrived:
+        internals.raise_coordination_error(instance)
+        internals.note_poll(instance)
+        while not self.held and self._instance is instance and not internals.reassigning(instance):
+            wanted = [each for each in self._assignment.all if self._may_fetch(each)]
+            handled_before = self._counters.already_handled
+            found = self._unpack(instance, wanted, most)
+            if found:
                 return found
+            if self._counters.already_handled == handled_before:
+                for assigned in wanted:
+                    raise_fetch_error(instance, assigned.partition)
+                break
             # All were handled before. More may be available, and no event would report them.
             await asyncio.sleep(0)
+        return []
 
-    def _adopt(self, assigned: AssignedPartition, driver_records: list[Any]) -> list[Record]:
-        records = self._deserializer.adopt(driver_records, assigned.progress)
-        if assigned.handled:
-            unhandled = assigned.without_handled(records)
-            self._counters.already_handled += len(records) - len(unhandled)
-            return unhandled
-        return records
-
-    async def _request_each(
+    def _unpack(
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
-    ) -> dict[TopicPartition, list[Any]]:
-        """Request one partition after the other, each time beginning with another one."""
-        self._careful -= 1
-        first = self._careful % len(wanted)
+    ) -> list[tuple[AssignedPartition, list[Record]]]:
+        """Return the next records that have arrived, and have those after them fetched."""
+        for assigned in wanted:
+            if assigned.fetched is None:
+                assigned.fetched = take_fetched(instance, assigned.partition)
+        found: list[tuple[AssignedPartition, list[Record]]] = []
+        first = self._first % max(1, len(wanted))
         for assigned in wanted[first:] + wanted[:first]:
-            arrived = await self._request_from(instance, [assigned], most)
-            if arrived:
-                return arrived
-        return {}
+            try:
+                records = self._deserialize(assigned, self._receive(instance, assigned, most))
+            except Exception:
+                self._first += 1  # begin with another partition, which may be readable
+                if found:
+                    break  # the unreadable records are fetched again, and raise again
+                raise
+            if assigned.fetched is None:
+                self._first += 1
+            if records:
+                found.append((assigned, records))
+                most -= len(records)
+                if most <= 0:
+                    break
+        return found
 
-    async def _request_from(
-        self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
-    ) -> dict[TopicPartition, list[Any]]:
-        # Without arguments, getmany returns records of all partitions. It does not suspend.
-        everything = len(wanted) == len(internals.partitions_of(instance))
-        partitions = () if everything else [assigned.partition for assigned in wanted]
-        before = [assigned.position for assigned in wanted]
-        try:
-            return await instance.getmany(*partitions, max_records=most)
-        except Exception:
-            # An unreadable batch (corrupt, or of an unknown codec) raises, and discards the
-            # records of other partitions that were taken before it: their positions have moved
-            # (aiokafka 0.14, `Fetcher.fetched_records`).
-            for assigned, position in zip(wanted, before, strict=True):
-                if position is not None and assigned.position != position:
-                    instance.seek(assigned.partition, position)
-            self._careful = _CAREFUL_ROUNDS * len(wanted)
-            raise
+    def _receive(
+        self, instance: ConsumerDriver, assigned: AssignedPartition, most: int
+    ) -> list[Record]:
+        """Return the next records of a partition, without those that were handled before."""
+        while not (records := assigned.next_records(most)):
+            assigned.fetched = take_fetched(instance, assigned.partition)
+            if assigned.fetched is None:
+                return []
+        assigned.progress.delivered_all([record.offset for record in records])
+        self._counters.records += len(records)
+        if not assigned.handled:
+            return records
+        unhandled = assigned.without_handled(records)
+        self._counters.already_handled += len(records) - len(unhandled)
+        return unhandled
 
     def _deserialize(self, assigned: AssignedPartition, records: list[Record]) -> list[Record]:
         """Deserialize as many records as time allows, and buffer the rest for the next call."""
@@ -367,7 +364,7 @@ class Fetcher:
 
     def _raise_failure(self) -> None:
         """Raise why no more records come, if waiting does not help."""
-        failure = self._positions.failure()
+        failure = self._positions.failure() or self._topics.failure()
         if failure is None and self._instance is None:
             failure = self._permanent_failure()
         if failure is not None:
@@ -384,8 +381,7 @@ class Fetcher:
         cause = self._health.cause
         if cause is None or not cause.permanent or self._health.state is not State.DOWN:
             return None
-        kind = KafkaAuthenticationFailed if cause is Cause.AUTH else KafkaUnavailable
-        return kind(
+        return unavailable_because_of(cause)(
             f"the cluster cannot be used: {self._health.detail or cause.value}",
             dependency=self.dependency,
             operation="next record",
@@ -416,7 +412,7 @@ _LONGEST_STRETCH = 0.005
 
 
 class RecordDeserializer:
-    """Turns aiokafka's records into `Record`s.
+    """Replaces the keys and values of records by what the application's functions return.
 
     aiokafka's own deserializing would raise for the same record forever, without naming it.
     """
@@ -427,15 +423,6 @@ class RecordDeserializer:
         self._key = key
         self._value = value
         self._counters = counters
-
-    def adopt(self, records: list[Any], progress: PartitionProgress) -> list[Record]:
-        """Turn aiokafka's records into `Record`s, in place, and note that they were delivered."""
-        for record in records:
-            record.__class__ = Record
-            record._progress = progress
-        progress.delivered_all([record.offset for record in records])
-        self._counters.records += len(records)
-        return records
 
     def read(self, records: list[Record], now: Callable[[], float]) -> int:
         """Deserialize records from the front; return how many are ready, perhaps not all."""

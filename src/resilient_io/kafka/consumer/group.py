@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from . import internals
 from .assignment import AssignedPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from aiokafka import TopicPartition
     from aiokafka.structs import OffsetAndMetadata
@@ -227,11 +228,21 @@ class Rebalancer:
 
 
 class RebalanceListener(ConsumerRebalanceListener):
-    """Forwards the group's decisions; aiokafka awaits it within its coordination task."""
+    """Forwards the group's decisions; aiokafka awaits it within its coordination task.
 
-    def __init__(self, rebalancer: Rebalancer, instance: ConsumerDriver) -> None:
+    aiokafka logs what it raises, and continues with partitions that nothing would be read from. So
+    `failed` is called with the error.
+    """
+
+    def __init__(
+        self,
+        rebalancer: Rebalancer,
+        instance: ConsumerDriver,
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._rebalancer = rebalancer
         self._instance = instance
+        self._failed = failed
 
     # aiokafka 0.14 always revokes all partitions.
     async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -239,10 +250,20 @@ class RebalanceListener(ConsumerRebalanceListener):
         revoked: Collection[TopicPartition],  # noqa: ARG002
     ) -> None:
         """Revoke all partitions while the group waits."""
-        await self._rebalancer.revoke(self._instance)
+        with self._reporting():
+            await self._rebalancer.revoke(self._instance)
 
     async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, assigned: Collection[TopicPartition]
     ) -> None:
         """Take over the assigned partitions."""
-        await self._rebalancer.assign(self._instance, assigned)
+        with self._reporting():
+            await self._rebalancer.assign(self._instance, assigned)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._failed(error)
+            raise

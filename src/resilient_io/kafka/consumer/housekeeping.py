@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from resilient_io.health import Cause, State
 from resilient_io.tasks import describe_task_end, log_task_death, wake
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from resilient_io.health import Dependency
 
     from ..driver import Connection, ConsumerDriver
+    from ..log_filter import DriverLog
     from ..supervisor import Supervisor
     from .assignment import AssignedPartition, Assignment
     from .fetcher import Fetcher
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .membership import GroupDetector
     from .options import ConsumerSettings
     from .positions import Positions
+    from .topics import TopicDetector
 
 _CHECKS = 2
 """Consecutive checks that must find the same silence. After the event loop was blocked, the first
@@ -97,20 +99,39 @@ class DeadConnectionDetector:
         return self._response + (self._join if kind == "join" else 0.0)
 
 
-class StalledPartitionDetector:
-    """Makes health DEGRADED while a partition with records to read makes no progress.
+class _Seen(NamedTuple):
+    """A partition at an earlier check."""
 
-    The cause is an open transaction if the records after it are hidden from this consumer.
+    at: int | None
+    answer: int | None  # when the leader last answered
+    since: float  # when the position last moved, or the partition was at its end
+
+
+class StalledPartitionDetector:
+    """Makes health DEGRADED while a partition makes no progress, although it has records to read.
+
+    A partition whose fetches fail counts, too: aiokafka only writes the error to its log. The
+    cause is an open transaction if the records after it are hidden from this consumer.
     """
 
     # A paused partition is not stalled, nor is any while Kafka is down: then the time starts again.
 
-    def __init__(self, health: Dependency, after: float, group: str | None) -> None:
+    def __init__(
+        self,
+        health: Dependency,
+        after: float,
+        group: str | None,
+        *,
+        fetch: float,
+        driver_log: DriverLog,
+    ) -> None:
         self._health = health
         self._reporter = health.reporter()
         self._after = after
         self._group = group
-        self._positions: dict[TopicPartition, tuple[int | None, float]] = {}
+        self._fetch = fetch
+        self._driver_log = driver_log
+        self._seen: dict[TopicPartition, _Seen] = {}
         self._stalled: list[TopicPartition] = []
 
     def check(
@@ -121,37 +142,44 @@ class StalledPartitionDetector:
     ) -> None:
         """Compare the positions with the previous check."""
         down = self._health.state is State.DOWN
-        positions: dict[TopicPartition, tuple[int | None, float]] = {}
+        seen: dict[TopicPartition, _Seen] = {}
         stalled: list[TopicPartition] = []
         for each in assigned:
             partition, at, end = each.partition, each.resume_offset, each.end_offset
-            before = self._positions.get(partition)
+            before = self._seen.get(partition)
             waiting = end is not None and (at is None or at < end)
             hidden = not waiting and each.open_transaction is not None
+            answered = before is None or before.answer != each.last_answer
             if (
                 before is None
-                or before[0] != at
-                or not (waiting or hidden)
+                or before.at != at
+                or not (waiting or hidden or not answered)
                 or down
                 or paused(partition)
             ):
-                positions[partition] = (at, now)
+                seen[partition] = _Seen(at, each.last_answer, now)
                 continue
-            positions[partition] = before
-            if now - before[1] >= self._after:
+            seen[partition] = _Seen(at, each.last_answer, before.since)
+            if now - before.since >= self._after + (0.0 if waiting or hidden else self._fetch):
                 stalled.append(partition)
                 # Reported once. DOWN clears the lost parts, and then `before` starts again.
                 if partition not in self._stalled:
-                    self._report(each, now - before[1], hidden=hidden)
+                    self._report(each, now - before.since, waiting=waiting, hidden=hidden)
         for partition in self._stalled:
             if partition not in stalled:
                 self._reporter.part_back(self._part(partition))
-        self._positions, self._stalled = positions, stalled
+        self._seen, self._stalled = seen, stalled
 
-    def _report(self, each: AssignedPartition, seconds: float, *, hidden: bool) -> None:
+    def _report(
+        self, each: AssignedPartition, seconds: float, *, waiting: bool, hidden: bool
+    ) -> None:
         cause, at = Cause.STALLED, each.resume_offset
         detail = f"stalled at offset {at} for {seconds:.0f} s (end offset {each.end_offset})"
-        if hidden:
+        if not (waiting or hidden):
+            detail = f"no fetch has succeeded for {seconds:.0f} s"
+            if said := self._driver_log.last_message:
+                detail += f"; last aiokafka log message: {said}"
+        elif hidden:
             cause = Cause.OPEN_TRANSACTION
             detail = (
                 f"an open transaction at offset {each.open_transaction} has hidden records for "
@@ -198,6 +226,7 @@ class Housekeeping:
     settings: ConsumerSettings
     stalled_partitions: StalledPartitionDetector | None
     group: GroupDetector | None
+    topics: TopicDetector
     dead_connections: DeadConnectionDetector
     all_answered: Callable[[], None]
 
@@ -238,7 +267,7 @@ class Housekeeping:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-        for detector in (self.stalled_partitions, self.group):
+        for detector in (self.stalled_partitions, self.group, self.topics):
             if detector is not None:
                 detector.close()
 
@@ -278,6 +307,8 @@ class Housekeeping:
         instance = self.supervisor.driver
         if self.group is not None:
             self.group.check(instance, now)
+        if self.topics.check(instance, now):
+            self.fetcher.wake()
         if self.stalled_partitions is not None:
             self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
         if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:

@@ -58,7 +58,7 @@ def raise_coordination_error(instance: ConsumerDriver) -> None:
 
 
 def reassigning(instance: ConsumerDriver) -> bool:
-    """Return whether `getmany` would wait for the group (`reassignment_in_progress`)."""
+    """Return whether the group is assigning partitions (`reassignment_in_progress`)."""
     driver: Any = instance
     return bool(driver._subscription.reassignment_in_progress)
 
@@ -276,6 +276,22 @@ def subscribed(instance: ConsumerDriver) -> list[TopicPartition]:
         for topic in sorted(driver.subscription())
         for number in sorted(cluster.partitions_for_topic(topic) or ())
     ]
+
+
+def topics_of(instance: ConsumerDriver) -> set[str]:
+    """Return the topics that an instance reads, by subscription or by `assign`."""
+    driver: Any = instance
+    return set(driver.subscription()) | {each.topic for each in instance.assignment()}
+
+
+def hidden_topics(instance: ConsumerDriver) -> set[str]:
+    """Return the topics that the user may not see.
+
+    The set is another one after each metadata response (`ClusterMetadata.unauthorized_topics`).
+    """
+    cluster: Any = client_of(instance).cluster
+    hidden: set[str] = cluster.unauthorized_topics
+    return hidden
 
 
 def reset_position(instance: ConsumerDriver, partition: TopicPartition, *, beginning: bool) -> None:

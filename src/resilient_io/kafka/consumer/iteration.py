@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from resilient_io.deadlines import current_deadline
@@ -34,6 +35,12 @@ _POLL_INTERVAL = 1.0
 
 _HANDLED_CHECK_INTERVAL = 0.02
 """Seconds between two checks whether the record in hand was marked as handled."""
+
+_MEMBERSHIP_CHECK_INTERVAL = 0.001
+"""Seconds of handling records after which the clock is read before the next record."""
+
+_RECORDS_PER_CHECK = 32
+"""Most records that are delivered between two readings of the clock."""
 
 
 class ExclusiveUse:
@@ -128,8 +135,8 @@ class RecordStream(Generic[T]):
 
     def __init__(self, fetcher: Fetcher, use: ExclusiveUse, released: Callable[[], None]) -> None:
         self._fetcher = fetcher
-        self.session = fetcher.session
-        self.time = asyncio.get_running_loop().time
+        self._session = fetcher.session
+        self._time = asyncio.get_running_loop().time
         self._use = use
         self._released = released
         self._next_requested: asyncio.Future[None] | None = None
@@ -192,8 +199,8 @@ class RecordStream(Generic[T]):
         found: T | None = None
         try:
             await self._begin()
+            self._session.check()  # which puts back the rest of the chunk of the record in hand
             self._finish()
-            self.session.check()
             if self._next_requested is not None:
                 wake([self._next_requested])
                 self._next_requested = None
@@ -323,10 +330,12 @@ class RecordIterator(StreamIterator["Record"]):
     async def __anext__(self) -> Record:
         # The hot path: one call per record while a chunk lasts.
         stream = self._stream
-        if stream.time() < stream.session.valid_until:
-            for record in stream.records:
-                stream.in_hand = record
-                return record
+        for record in stream.records:
+            stream.in_hand = record
+            return record
+        for record in stream.continue_chunk():
+            stream.in_hand = record
+            return record
         return await stream.next()
 
 
@@ -343,11 +352,32 @@ class SingleRecordStream(RecordStream["Record"]):
         fetch_records: int,
     ) -> None:
         super().__init__(fetcher, use, released)
-        self.records: Iterator[Record] = iter(())  # the rest of the current chunk
+        # The records before the next reading of the clock, and then the rest of the current chunk.
+        self.records: Iterator[Record] = iter(())
+        self._rest: Iterator[Record] = iter(())
+        self._per_check = 1
+        self._checked_at = -math.inf
         self.in_hand: Record | None = None  # the record that the caller has
         self._fetch_records = fetch_records
         self._chunks: list[Chunk] = []
         self._assigned: AssignedPartition | None = None  # that of the current chunk
+
+    def continue_chunk(self) -> Iterator[Record]:
+        """Return the next records of the chunk; none if the membership must be checked first.
+
+        A process that was stopped for a whole session finds the next record here, before any timer
+        is called. Reading the clock for each record would cost as much as all else. So records
+        that are handled slowly are delivered one by one, and others as many as take about a
+        millisecond.
+        """
+        now = self._time()
+        if now >= self._session.valid_until:
+            return iter(())
+        fast = now - self._checked_at < _MEMBERSHIP_CHECK_INTERVAL
+        self._per_check = min(2 * self._per_check, _RECORDS_PER_CHECK) if fast else 1
+        self._checked_at = now
+        self.records = islice(self._rest, self._per_check)
+        return self.records
 
     async def _find(self) -> Record | None:
         while not self._fetcher.closed:
@@ -355,8 +385,8 @@ class SingleRecordStream(RecordStream["Record"]):
                 assigned, records = self._chunks.pop(0)
                 if assigned.fetchable:
                     self._assigned = assigned
-                    self.records = iter(records)
-                    self.in_hand = next(self.records)
+                    self._rest = iter(records)
+                    self.in_hand = next(self._rest)
                     return self.in_hand
             self._chunks = await self._fetcher.fetch_assigned(
                 self._fetch_records, self._poll_timeout()
@@ -372,7 +402,7 @@ class SingleRecordStream(RecordStream["Record"]):
         """Discard undelivered records of these partitions."""
         self._chunks = [chunk for chunk in self._chunks if chunk[0].partition not in partitions]
         if self._assigned is not None and self._assigned.partition in partitions:
-            self.records = iter(())
+            self.records = self._rest = iter(())
 
     def _in_hand(self) -> list[Chunk]:
         if self.in_hand is None or self._assigned is None:
@@ -380,8 +410,9 @@ class SingleRecordStream(RecordStream["Record"]):
         return [(self._assigned, [self.in_hand])]
 
     def _take_undelivered(self) -> list[Chunk]:
-        rest, chunks = list(self.records), self._chunks
-        self.records, self._chunks = iter(()), []
+        rest, chunks = [*self.records, *self._rest], self._chunks
+        self.records = self._rest = iter(())
+        self._chunks = []
         return chunks if self._assigned is None else [(self._assigned, rest), *chunks]
 
     def _clear(self) -> None:
@@ -410,7 +441,7 @@ class BatchStream(RecordStream["list[Record]"]):
     async def _find(self) -> list[Record] | None:
         while not self._fetcher.closed:
             await self._gather()
-            self.session.check()  # which puts back what was gathered
+            self._session.check()  # which puts back what was gathered
             if self._gathered and not self._fetcher.closed:
                 self._batch, self._gathered = self._gathered, []
                 return [record for _, records in self._batch for record in records]

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from resilient_io.errors import ConfigurationError
 from resilient_io.validation import check_choice, check_count, check_number, check_seconds
 
-from ..options import ClientOptions, Options, split_options
+from ..options import ClientOptions, Options, is_topic_name, split_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,8 +41,8 @@ class ConsumerSettings:
             rebalance, `run` shortens it to 80 % of that time, minus 1 s for the cleanup of
             cancelled handlers.
         close_timeout: Default timeout of `aclose()`, in seconds.
-        stalled_after: Seconds after which a partition that has records to read, but whose
-            position does not move, makes health DEGRADED (`Cause.STALLED`, or
+        stalled_after: Seconds after which a partition whose position does not move, although it
+            has records to read, or whose fetches fail, makes health DEGRADED (`Cause.STALLED`, or
             `Cause.OPEN_TRANSACTION`), as does a rebalance that takes this long
             (`Cause.REBALANCING`); None disables this.
         gap_degraded_for: Seconds for which health is DEGRADED (`Cause.RECORDS_LOST`) after records
@@ -61,7 +61,7 @@ class ConsumerSettings:
     close_timeout: float = 10.0
     stalled_after: float | None = 60.0
     gap_degraded_for: float = 300.0
-    fetch_records: int = 1000
+    fetch_records: int = 400  # twice as many would start the garbage collector each time
 
     def __post_init__(self) -> None:
         if self.commit_interval is not None:
@@ -215,11 +215,8 @@ def check_subscription(
         raise ConfigurationError(
             "topics, pattern= and partitions= are mutually exclusive: pass only one of them"
         )
-    for topic in topics:
-        if not isinstance(topic, str) or not topic:
-            raise ConfigurationError(
-                f"a topic must be a non-empty string, not {topic!r}: {_EXAMPLE}"
-            )
+    for topic in [*topics, *(each.topic for each in fixed)]:
+        _check_topic(topic)
     if pattern is not None:
         try:
             re.compile(pattern)
@@ -239,6 +236,16 @@ def check_subscription(
         partitions=fixed,
         group=group,
     )
+
+
+def _check_topic(topic: object) -> None:
+    if not isinstance(topic, str) or not topic:
+        raise ConfigurationError(f"a topic must be a non-empty string, not {topic!r}: {_EXAMPLE}")
+    if not is_topic_name(topic):
+        raise ConfigurationError(
+            f"{topic!r} is not the name of a topic: a name has at most 249 letters, digits, "
+            f'".", "_" and "-"; for several topics, pass several names or pattern='
+        )
 
 
 def _check_partition(partition: object) -> TopicPartition:

@@ -209,6 +209,7 @@ class Positions:
             self._has_pattern or each.topic == assigned.partition.topic for each in group.offsets
         )
         beginning = self._strategy == "earliest" or added
+        assigned.fetched = None
         internals.reset_position(assigned.instance, assigned.partition, beginning=beginning)
 
     # --- while reading
@@ -291,7 +292,7 @@ class Positions:
         elif position < start:
             await self._continue(assigned, position, start, "deleted")
         elif position <= end:  # it is in range by now
-            instance.seek(assigned.partition, position)
+            assigned.move(position)
         elif sought:
             await self._continue(assigned, position, end, "beyond the end")
         elif known:
@@ -325,7 +326,7 @@ class Positions:
     ) -> None:
         if await self._report(assigned, position, offset, reason):
             # Records in hand stay: they are committed when they are handled.
-            assigned.instance.seek(assigned.partition, offset)
+            assigned.move(offset)
 
     async def _report(
         self, assigned: AssignedPartition, position: int | None, offset: int, reason: Reason

@@ -30,6 +30,7 @@ from .membership import GroupDetector, SessionWatch
 from .offsets import OffsetQueries
 from .options import GroupTimes
 from .positions import Positions
+from .topics import TopicDetector
 
 if TYPE_CHECKING:
     import random
@@ -118,6 +119,7 @@ class ConsumerRuntime:
             context=self.supervisor.context,
             counters=self.counters,
         )
+        topics = TopicDetector(self.health)
         self._session = SessionWatch(self._times.session, self._session_changed)
         self.fetcher = Fetcher(
             self.health,
@@ -125,6 +127,7 @@ class ConsumerRuntime:
             supervisor=self.supervisor,
             assignment=self.assignment,
             positions=self._positions,
+            topics=topics,
             drop=self.use.drop,
             deserializer=self.deserializer,
             has_group=group is not None,
@@ -149,7 +152,11 @@ class ConsumerRuntime:
         stalled_partitions = None
         if self.settings.stalled_after is not None:
             stalled_partitions = StalledPartitionDetector(
-                self.health, self.settings.stalled_after, group
+                self.health,
+                self.settings.stalled_after,
+                group,
+                fetch=self._times.fetch,
+                driver_log=self.target.driver_log,
             )
         self._group = None
         if group is not None:
@@ -165,6 +172,7 @@ class ConsumerRuntime:
             settings=self.settings,
             stalled_partitions=stalled_partitions,
             group=self._group,
+            topics=topics,
             dead_connections=DeadConnectionDetector(
                 self.policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
@@ -328,11 +336,9 @@ class ConsumerRuntime:
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
         internals.on_heartbeat(instance, self._session.confirm)
-        internals.on_fenced(
-            instance,
-            functools.partial(self.supervisor.driver_failed, instance, replace=False),
-        )
-        self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance))
+        failed = functools.partial(self.supervisor.driver_failed, instance)
+        internals.on_fenced(instance, functools.partial(failed, replace=False))
+        self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance, failed))
 
     def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)

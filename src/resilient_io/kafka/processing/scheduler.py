@@ -115,21 +115,20 @@ class Scheduler:
             return
         queues, by_key = state.queues, self._by_key
         for record in records:
-            item = (state, record, None)
             key: Hashable = _WHOLE_PARTITION
             if by_key:
                 raw = record._raw
                 key = record.key if raw is None else raw[0]
                 if key is None:  # no key, no order
-                    ready.append(item)
+                    ready.append((state, record, None))
                     continue
             if key not in queues:
                 queues[key] = None
-                ready.append(item)
+                ready.append((state, record, None))
             elif (waiting := queues[key]) is None:
-                queues[key] = deque((item,))
+                queues[key] = deque(((state, record, None),))
             else:
-                waiting.append(item)
+                waiting.append((state, record, None))
 
     def finish(self, state: PartitionState, record: Record) -> None:
         """Note that a record is settled: its offset may be committed, its key queue advances."""
@@ -142,11 +141,11 @@ class Scheduler:
         elif self._by_partition:
             key = _WHOLE_PARTITION
         if key is not None:
-            waiting = state.queues.get(key)
+            queues = state.queues
+            waiting = queues.pop(key, None)
             if waiting:
+                queues[key] = waiting
                 self.ready.append(waiting.popleft())
-            else:
-                state.queues.pop(key, None)
         self.records -= 1
         self.bytes -= record.serialized_key_size + record.serialized_value_size
         if self.awaits_room:

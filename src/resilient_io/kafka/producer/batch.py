@@ -7,18 +7,23 @@ The functions at the end rely on private attributes of aiokafka 0.14's producer,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count as count_from
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.structs import RecordMetadata
 
+from resilient_io.wakeups import TaskWakeup
+
 from .partition_queue import BulkChunk, fail_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from aiokafka import TopicPartition
     from aiokafka.producer.message_accumulator import BatchBuilder
+
+    from resilient_io.wakeups import Wakeup
 
     from ..driver import ProducerDriver
     from .errors import DeliveryErrors
@@ -192,32 +197,67 @@ def _limited_to(write: Callable[..., object], records: int) -> Callable[..., obj
 
 
 def complete_batch(
-    batch: InFlightBatch, metadata: RecordMetadata | None, errors: DeliveryErrors
+    batch: InFlightBatch,
+    metadata: RecordMetadata | None,
+    errors: DeliveryErrors,
+    wakeups: list[Wakeup] | None = None,
 ) -> None:
-    """Report to the callers that a batch was written, and where."""
+    """Report to the callers that a batch was written, and where.
+
+    If `wakeups` is given, tasks that wait for one record are added to it instead of being
+    scheduled: the caller must `wake` them.
+    """
     errors.delivered += batch.count
     batch.settle()
     queue = batch.queue
     if metadata is None:
         metadata = RecordMetadata(queue.topic, queue.partition, queue.tp, -1, -1, 0, None)
-    topic, partition, tp, base, timestamp, kind, start = metadata
-    step = 1 if base >= 0 else 0
-    broker_time = None if timestamp == _NO_TIMESTAMP else timestamp  # the same for all records
-    # `RecordMetadata(...)` would call a Python function for each record.
-    new, cls = tuple.__new__, RecordMetadata
     timestamps = iter(batch.timestamps)
-    offset = base
+    if len(batch.entries) == len(batch.timestamps):
+        _confirm(batch.entries, timestamps, metadata, wakeups)
+        return
     for entry in batch.entries:
-        if not isinstance(entry, ChunkSlice):
-            future = entry[0]
-            own = next(timestamps)
-            if not future.done():
-                when = own if broker_time is None else broker_time
-                future.set_result(new(cls, (topic, partition, tp, offset, when, kind, start)))
-            offset += step
+        if isinstance(entry, ChunkSlice):
+            entry.confirm(queue.tp, metadata.offset)
+            count = entry.count
         else:
-            entry.confirm(tp, offset)
-            offset += step * entry.count
+            _confirm([entry], timestamps, metadata, wakeups)
+            count = 1
+        if metadata.offset >= 0:
+            metadata = metadata._replace(offset=metadata.offset + count)
+
+
+def _confirm(
+    records: Iterable[Any],
+    timestamps: Iterable[int],
+    first: RecordMetadata,
+    wakeups: list[Wakeup] | None,
+) -> None:
+    """Report consecutive records of `send`, the first of which has this metadata."""
+    topic, partition, tp, base, timestamp, kind, start = first
+    fields = zip(
+        repeat(topic),
+        repeat(partition),
+        repeat(tp),
+        count_from(base) if base >= 0 else repeat(base),
+        timestamps if timestamp == _NO_TIMESTAMP else repeat(timestamp),
+        repeat(kind),
+        repeat(start),
+        strict=False,
+    )
+    # `RecordMetadata(...)` would call a Python function for each record.
+    new, cls, task_wakeup = tuple.__new__, RecordMetadata, TaskWakeup
+    for record, values in zip(records, fields, strict=False):
+        future = record[0]
+        if wakeups is not None and (callbacks := future._callbacks) and len(callbacks) == 1:
+            callback, context = callbacks[0]
+            if type(callback) is task_wakeup:
+                wakeups.append((context, callback, future))
+                future.remove_done_callback(callback)
+                future.set_result(new(cls, values))
+                continue
+        if not future.done():
+            future.set_result(new(cls, values))
 
 
 def fail_batch(

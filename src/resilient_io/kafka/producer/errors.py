@@ -18,6 +18,7 @@ from ..errors import (
     KafkaUnavailable,
     copy_with_note,
     describe_driver_error,
+    unavailable_because_of,
     without_secrets,
 )
 
@@ -133,7 +134,8 @@ class DeliveryErrors:
 
     def down(self, began: float, operation: str = "send") -> KafkaUnavailable:
         """Return the error of a call that is not tried because Kafka is down."""
-        return self.unavailable(began, f"Kafka is down ({self._why_down()})", operation)
+        kind = unavailable_because_of(self._health.cause)
+        return kind(f"Kafka is down ({self._why_down()})", **self._context(began, operation))
 
     def unavailable(self, began: float, why: str, operation: str = "send") -> KafkaUnavailable:
         """Return the error of a record that was not written, and why."""

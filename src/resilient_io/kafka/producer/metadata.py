@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,6 +12,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from ..driver import DriverClosed, client_of
 from ..errors import copy_with_note
+from ..options import is_topic_name
 from .partition_queue import PartitionQueue
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ Partitioner: TypeAlias = "Callable[[bytes | None, list[int], list[int]], int]"
 _MAX_CACHED_KEYS = 65_536  # keys whose queue is cached, for each topic; one takes about 150 bytes
 
 _partition_by_hash: Partitioner = DefaultPartitioner()
-
-_LEGAL_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 _MISSING_ANSWERS = 5
 """Number of answers without a topic after which it does not exist, or not yet.
@@ -176,7 +174,7 @@ class ProducerMetadata:
         """
         if not isinstance(name, str):
             raise TypeError(f"topic must be a str, not {type(name).__name__}")
-        if not _LEGAL_NAME.fullmatch(name) or name in {".", ".."}:
+        if not is_topic_name(name):
             raise kafka_errors.InvalidTopicError(name)
         if name in self.topics:
             return self.topics[name]

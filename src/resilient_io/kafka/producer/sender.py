@@ -12,6 +12,8 @@ from aiokafka import errors as kafka_errors
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
 from resilient_io.tasks import wake
+from resilient_io.wakeups import can_wake
+from resilient_io.wakeups import wake as wake_tasks
 
 from ..driver import DriverClosed
 from ..error_codes import InvalidRecordError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
 
     from resilient_io.health import Dependency
+    from resilient_io.wakeups import Wakeup
 
     from ..driver import ProducerDriver
     from ..probe import KafkaProbe
@@ -89,6 +92,7 @@ class Sender:
         self._probe = probe
         self._transaction = transaction
         self._loop = asyncio.get_running_loop()
+        self._wakes_directly = can_wake(self._loop)
         self._context = supervisor.context()
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._on_hold: list[PartitionQueue] = []
@@ -232,11 +236,14 @@ class Sender:
         if error is None:
             self._note_answer(batch.queue)
             self.latencies.record(self._loop.time() - batch.sent_at)
-            complete_batch(batch, future.result(), self._errors)
+            wakeups: list[Wakeup] | None = [] if self._wakes_directly else None
+            complete_batch(batch, future.result(), self._errors, wakeups)
             if batch.queue.record_limit is not None:
                 limit = 2 * batch.queue.record_limit
                 batch.queue.record_limit = None if limit >= _MAX_SEARCH else limit
             self._finish(batch)
+            if wakeups:
+                wake_tasks(self._loop, wakeups)
         elif isinstance(error, Exception):
             self._failed(batch, error)
 

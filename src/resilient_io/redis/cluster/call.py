@@ -45,6 +45,7 @@ class ClusterCall(Call):
         slot: The slot of its keys; None for a command without keys.
         member: The node to which it is sent first; None for the owner of the slot.
         first: The call to that node, if the hot path has begun it.
+        importing: The node to which ASK has redirected the command, if the hot path has sent it.
         reads: Chooses the node, if replicas may answer.
         bounded: Whether the policy's deadline applies. A blocking command has its own time limit.
     """
@@ -58,6 +59,7 @@ class ClusterCall(Call):
         slot: int | None,
         member: Member | None = None,
         first: Call | None = None,
+        importing: Member | None = None,
         reads: ReplicaReads | None = None,
         bounded: bool = True,
     ) -> None:
@@ -69,7 +71,7 @@ class ClusterCall(Call):
         self._failed: list[Member] = []  # nodes that did not answer a read
         self._member = member
         self._inner = first
-        self._importing: Member | None = None  # gets the next attempt, with ASKING
+        self._importing = importing  # gets the next attempt, with ASKING
         self._carrier_member: Member | None = None
         self.operation = operation
         self.bounded = bounded
@@ -96,7 +98,7 @@ class ClusterCall(Call):
             if isinstance(found, AttemptFailed):
                 return found
             member = self._router.members.current(found)
-            if not await _open(member, limits):
+            if not (member.ready or await _open(member, limits)):
                 return limits.too_late()
             if self._router.closed:
                 return AttemptFailed.because(CLOSED, Progress.NOT_SENT)

@@ -9,7 +9,6 @@ import functools
 import warnings
 from _thread import get_ident
 from asyncio import CancelledError
-from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import hiredis
@@ -18,7 +17,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
-from redis.exceptions import RedisClusterException, RedisError, WatchError
+from redis.exceptions import AskError, RedisClusterException, RedisError, WatchError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from resilient_io.binding import SYSTEM_RANDOM
@@ -28,11 +27,13 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import format_address, redact_credentials
 from resilient_io.validation import check_name, check_number, check_seconds
 
-from ..attempt import Command, MultiplexedCall, Packer
+from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..connection import LARGE
 from ..errors import RouteRefused
+from ..exclusive_call import ExclusiveCall
+from ..frequent import FrequentCommands
 from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
 from ..options import (
@@ -44,7 +45,6 @@ from ..options import (
     pool_from_url,
     probe_interval,
 )
-from ..pool import ExclusiveCall
 from ..replicas import DEFAULT_MAX_LAG
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
@@ -85,7 +85,7 @@ _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
 
 
-class ResilientRedisCluster(MultiKeyCommands):
+class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore[misc] # in redis-py
     """A `redis.asyncio.RedisCluster` that never repeats a non-idempotent write.
 
     Every command, type and constructor is redis-py's. `async with` looks for the nodes; without it
@@ -250,7 +250,7 @@ class ResilientRedisCluster(MultiKeyCommands):
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(  # noqa: C901, PLR0911 (the hot path)
+    async def execute_command(  # noqa: C901, PLR0911, PLR0912 (the hot path)
         self, *args: Any, **options: Any
     ) -> Any:
         """Send one command to the node that has its keys, and return its reply, as redis-py does.
@@ -281,25 +281,31 @@ class ResilientRedisCluster(MultiKeyCommands):
         if (
             connection is None
             or get_ident() != multiplexer.thread
-            or not multiplexer.is_running()
+            or not (connection.continuing or multiplexer.is_running())
             or (options and ("target_nodes" in options or NEVER_DECODE in options))
-            or (len(args) > 2 and getsizeof(args[2]) > LARGE)  # noqa: PLR2004 (a value, if any)
+            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             return await self._execute(args, options)
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
-        try:
-            data = _pack(args)
-        except TypeError:
-            data = self._packer.pack(spec.words, args)
-        if len(data) > LARGE:
-            return await self._execute(args, options)
+        key = args[-1]
+        if len(args) == KEY_ONLY and type(key) is str and key.isascii() and len(key) < LONG_KEY:
+            # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
+            data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
+        else:
+            try:
+                data = _pack(args)
+            except TypeError:
+                data = self._packer.pack(spec.words, args)
+            if len(data) > LARGE:
+                return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
             options = _NO_OPTIONS
         else:
             options.pop("keys", None)
-        future = multiplexer.create_future()
+        create_future = multiplexer.create_future  # called as an attribute, it would take longer
+        future = create_future()
         connection.send(future, data)
         started = connection.clock
         try:
@@ -309,14 +315,25 @@ class ResilientRedisCluster(MultiKeyCommands):
             raise
         if isinstance(reply, Exception):
             command = Command(spec, args, options)
-            first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
-            call = self._cluster_call(command, data, slot=slot, member=member, first=first)
+            call = self._call_after(reply, member, command, data, slot)
             return await self._runtime.executor.run(call, self._policy, started=started)
         callback = _get_callback(self.response_callbacks, operation)
         if callback is None:
             return reply
         reply = callback(reply, **options)
         return await reply if hasattr(reply, "__await__") else reply
+
+    def _call_after(
+        self, reply: Exception, member: Member, command: Command, data: bytes, slot: int
+    ) -> ClusterCall:
+        """Return the call that continues after an unusual reply to what the hot path has sent."""
+        if type(reply) is AskError:  # not MOVED, which is a subclass
+            # While a slot moves, this is the usual reply, so it is followed without a retry.
+            self._runtime.executor.note_redirected()
+            importing = self._router.importing(reply, member)
+            return self._cluster_call(command, data, slot=slot, importing=importing)
+        first = self._multiplexed_call(member, command, data, slot=slot, first=reply)
+        return self._cluster_call(command, data, slot=slot, member=member, first=first)
 
     async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Send a command that cannot take the hot path."""
@@ -431,6 +448,7 @@ class ResilientRedisCluster(MultiKeyCommands):
         slot: int | None,
         member: Member | None = None,
         first: Call | None = None,
+        importing: Member | None = None,
     ) -> ClusterCall:
         spec = command.spec
         make: Callable[[Member, bool], Call]
@@ -445,6 +463,7 @@ class ResilientRedisCluster(MultiKeyCommands):
             slot=slot,
             member=member,
             first=first,
+            importing=importing,
             reads=self._reads if replica_may_answer(spec) else None,
             bounded=spec.block is None,
         )
@@ -550,14 +569,6 @@ class ResilientRedisCluster(MultiKeyCommands):
                     await asyncio.sleep(delay)
                 else:
                     return value if options.get("value_from_callable") else replies
-
-    if not TYPE_CHECKING:  # type checkers see redis-py's own signature
-
-        def set(self, name: Any, value: Any, *more: Any, **options: Any) -> Any:
-            """Set a key, as redis-py does. Without options this skips redis-py's 14 checks."""
-            if more or options:
-                return super().set(name, value, *more, **options)
-            return self.execute_command("SET", name, value)
 
     def lock(  # noqa: PLR0917 (redis-py's signature)
         self,

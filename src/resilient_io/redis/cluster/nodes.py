@@ -15,7 +15,8 @@ from resilient_io.health import Cause, ClientDependency
 from resilient_io.histogram import Latencies
 from resilient_io.text import format_address
 
-from ..connect import RedisTarget, StallTolerantTimeout, abort, connect, exchange
+from ..connect import RedisTarget, connect
+from ..driver_connection import StallTolerantTimeout, abort, exchange
 from ..errors import ConnectionFailure
 from ..runtime import Runtime
 from ..stats import RedisStats
@@ -264,6 +265,12 @@ class Member:
         """An open connection for a question of the library itself, or None."""
         running = self._runtime is not None and self._runtime.running
         return self.multiplexer.open_connection if running else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether its connections are open, or are being opened, in the running event loop."""
+        runtime = self._runtime
+        return runtime is not None and self.hot is runtime.multiplexer and runtime.ready
 
     @property
     def idle(self) -> bool:

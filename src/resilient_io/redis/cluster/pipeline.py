@@ -32,6 +32,7 @@ from ..errors import (
     RouteRefused,
     refusal_in_cluster,
 )
+from ..frequent import FrequentCommands
 from ..pipeline import ResilientPipeline
 from ..scripts import RUNS_BY_HASH
 from .batch import NodeBatch, QueuedCommand
@@ -57,7 +58,7 @@ _MOVED = (
 _NO_TRANSACTION = "is for transactions: use pipeline(transaction=True)"
 
 
-class ResilientClusterPipeline(ClusterPipeline):
+class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: ignore[misc] # in redis-py
     """Queues commands as redis-py's cluster pipeline does; `execute` sends them.
 
     With `transaction=True`, all keys must be in one slot, and `watch` uses an exclusive connection

@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import math
-import operator
 from collections import Counter
 from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
@@ -30,7 +29,7 @@ from ..attempt import AttemptFailed, end_of_wait, server_down
 from ..errors import CLOSED, ConnectionFailure
 from ..wrong_server import single_server
 from .nodes import NO_OWNER, Member, Members
-from .slots import SlotTable, epoch_of, newest, read_table
+from .slots import SlotTable, epoch_of, newest, read_table, starts
 
 if TYPE_CHECKING:
     import random
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from ..multiplexer import Multiplexer
     from .nodes import NodeSettings, NoOwner
     from .slots import Address, AddressRules
+
+OwnerChanges: TypeAlias = "Iterable[tuple[Member | NoOwner, Member | NoOwner]]"
 
 _QUESTION = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
 _PACKED = b"".join(hiredis.pack_command(words) for words in _QUESTION)  # type: ignore[arg-type]
@@ -99,10 +100,11 @@ class Router:
         self._rules = rules
         self._health = health
         self._notify = changed
-        self._listeners: list[Callable[..., None]] = []
+        self._listeners: list[Callable[[OwnerChanges], None]] = []
         self._rng = rng
         self._interval = interval
         self._moved: dict[int, tuple[Address, float]] = {}  # by MOVED, with the time
+        self._places = [0]  # the only slots whose owner may differ from that of the slot before
         self._importing: dict[Address, float] = {}  # nodes that ASK named, with the latest time
         self._counts: Counter[Member | NoOwner] = Counter()
         self._changed_at = -math.inf  # loop time at which the table last changed
@@ -154,6 +156,7 @@ class Router:
     def forget_loop(self) -> None:
         """Forget the tasks of a loop that was closed."""
         self._task, self._asking, self._change = None, [], None
+        self._places = self._note_moves(self._places)
         self._moved.clear()
         self._importing.clear()
         self._changed_at = -math.inf  # the times of two loops cannot be compared
@@ -288,10 +291,8 @@ class Router:
         """Wait until the table has been asked for once, successfully or not."""
         await self._attempted.wait()
 
-    def on_change(
-        self, listener: Callable[[Sequence[Member | NoOwner], Sequence[Member | NoOwner]], None]
-    ) -> None:
-        """Call a function with the old and the new owner of each slot, if any has changed."""
+    def on_change(self, listener: Callable[[OwnerChanges], None]) -> None:
+        """Call a function with each pair of a former owner of slots and a new one."""
         self._listeners.append(listener)
 
     @property
@@ -438,23 +439,33 @@ class Router:
 
     async def _use(self, table: SlotTable, began: float) -> None:
         """Use another table, except for slots of which MOVED has said something newer."""
-        owners = self._owners_of(table)
+        places = starts(table.slots)
+        owners = self._owners_of(table, places)
         await asyncio.sleep(0)  # each part takes some milliseconds for a thousand nodes
         now = asyncio.get_running_loop().time()
+        before, places_before = self.owners, self._note_moves(self._places)
+        places = self._note_moves(places)
         recent = min(began, now - _TRUSTED)
         self._moved = {slot: move for slot, move in self._moved.items() if move[1] >= recent}
         for slot, (address, _) in self._moved.items():
             table.move(slot, address)
             owners[slot] = self.members.get(address)
-        before, self.table, self.owners = self.owners, table, owners
-        changed = list(itertools.compress(before, map(operator.is_not, before, owners)))
-        self._counts = Counter(owners)
+        self.table, self.owners, self._places = table, owners, places
+        # Between two of these slots, neither the old nor the new owner changes.
+        changes = dict.fromkeys(
+            (before[slot], owners[slot])
+            for slot in sorted({*places_before, *places})
+            if before[slot] is not owners[slot]
+        )
+        self._counts = Counter()
+        for slot, end in itertools.pairwise([*places, SLOTS]):
+            self._counts[owners[slot]] += end - slot
         del self._counts[NO_OWNER]
-        if changed:
+        if changes:
             self._changed_at = now
             for listener in self._listeners:
-                listener(before, owners)
-            self._reroute(dict.fromkeys(changed))
+                listener(changes)
+            self._reroute(dict.fromkeys(former for former, _ in changes))
         await asyncio.sleep(0)
         self._notify(table)
         self._call_followers()
@@ -465,16 +476,18 @@ class Router:
         moved = (address for address, _ in self._moved.values())
         self.members.keep([*table.nodes, *moved, *self._importing])
 
-    def _owners_of(self, table: SlotTable) -> list[Member | NoOwner]:
-        """Return the owner of each slot."""
-        slots = table.slots
-        following = itertools.islice(slots, 1, None)
-        ends = itertools.compress(range(1, len(slots)), map(operator.is_not, slots, following))
+    def _note_moves(self, places: Sequence[int]) -> list[int]:
+        """Return the slots at which the owner may change, with those that MOVED has changed."""
+        moved = {each for slot in self._moved for each in (slot, slot + 1) if each < SLOTS}
+        return sorted({*places, *moved})
+
+    def _owners_of(self, table: SlotTable, places: Sequence[int]) -> list[Member | NoOwner]:
+        """Return the owner of each slot. It may change at some places only."""
         owners: list[Member | NoOwner] = []
-        for end in (*ends, len(slots)):  # ranges: to look at each slot takes longer
-            shard = slots[len(owners)]
+        for slot, end in itertools.pairwise([*places, SLOTS]):
+            shard = table.slots[slot]
             owner = NO_OWNER if shard is None else self.members.get(shard.master.address)
-            owners += [owner] * (end - len(owners))
+            owners += [owner] * (end - slot)
         return owners
 
     def _reroute(self, before: Iterable[Member | NoOwner]) -> None:

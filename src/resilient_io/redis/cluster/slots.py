@@ -71,23 +71,15 @@ class Shard:
         return (self.master, *self.replicas)
 
 
-@dataclass(frozen=True, slots=True)
-class TableChange:
-    """How one table differs from an earlier one.
+def starts(values: Sequence[object]) -> list[int]:
+    """Return the slots whose value is another object than that of the slot before.
 
-    Attributes:
-        slots: The slots that have another master, or none any more, in ascending order.
-        added: Nodes that are new, or have another address.
-        removed: Nodes that are gone, or have another address.
+    Few nodes have many slots, in ranges: to look at the first of each range takes a tenth of the
+    time that it takes to compare or count the values of all slots.
     """
-
-    slots: Sequence[int] = ()
-    added: Sequence[Node] = ()
-    removed: Sequence[Node] = ()
-
-    def __bool__(self) -> bool:
-        """Return whether anything differs."""
-        return bool(self.slots or self.added or self.removed)
+    following = itertools.islice(values, 1, None)
+    changes = map(operator.is_not, values, following)
+    return [0, *itertools.compress(range(1, len(values)), changes)]
 
 
 class AddressRules:
@@ -224,24 +216,6 @@ class SlotTable:
         self._of_master.pop(before.master.address, None)
         self.shards = [shard for shard in self.shards if shard is not before]
         return Shard(node, tuple(each for each in before.nodes if each != node))
-
-    def difference(self, new: SlotTable) -> TableChange:
-        """Return what changes if the new table replaces this one. Takes about a millisecond."""
-        before, after = self.slots, new.slots
-        slots = [
-            slot
-            for slot in itertools.compress(range(SLOTS), map(operator.is_not, before, after))
-            if _master_of(before[slot]) != _master_of(after[slot])
-        ]
-        return TableChange(
-            slots,
-            added=[node for address, node in new.nodes.items() if address not in self.nodes],
-            removed=[node for address, node in self.nodes.items() if address not in new.nodes],
-        )
-
-
-def _master_of(shard: Shard | None) -> Address | None:
-    return None if shard is None else shard.master.address
 
 
 def newest(answers: Sequence[SlotTable], known: SlotTable | None = None) -> SlotTable | None:

@@ -14,10 +14,7 @@ from ..failover import log_failover
 from .nodes import Member
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .nodes import NoOwner
-    from .router import Router
+    from .router import OwnerChanges, Router
     from .slots import Node, Shard
 
 
@@ -38,7 +35,7 @@ class ClusterTopology:
         self._count = self._held = 0
         self._seconds = 0.0
         self._latest: FailoverRecord | None = None
-        self._owners: set[Member | NoOwner] = set()  # those of the previous table
+        self._owners: set[Member] = set()  # those of the previous table
         router.on_change(self._owners_changed)
 
     def __call__(self) -> Topology:
@@ -65,17 +62,15 @@ class ClusterTopology:
             latest=self._latest,
         )
 
-    def _owners_changed(
-        self, before: Sequence[Member | NoOwner], after: Sequence[Member | NoOwner]
-    ) -> None:
+    def _owners_changed(self, changes: OwnerChanges) -> None:
         """Note which masters were replaced by a new one.
 
         It has their slots, and they have none any more. If slots are moved to another master, then
         the former one still has some, or the latter had some before.
         """
-        # Not the owners in `before`: MOVED has added new ones to them.
-        known, self._owners = self._owners, set(after)
-        for former, master in dict.fromkeys(zip(before, after, strict=True)):
+        # Not the former owners now: MOVED has added new ones to them.
+        known, self._owners = self._owners, set(self._router.slots)
+        for former, master in changes:
             if (
                 isinstance(former, Member)
                 and isinstance(master, Member)

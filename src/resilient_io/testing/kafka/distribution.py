@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import importlib.util
 import os
 import platform
@@ -29,6 +30,9 @@ _JAVA_VERSION: Final = re.compile(r' version "(\d+)')
 _BROKER_JAR: Final = "kafka_2.13-*.jar"
 _CHECKOUT: Final = Path(__file__).resolve().parents[4]
 _ID_BYTES: Final = 16
+_SCRAM: Final = {"SCRAM-SHA-256": "sha256", "SCRAM-SHA-512": "sha512"}
+_ITERATIONS: Final = 4096  # the fewest that Kafka accepts
+_SALT_BYTES: Final = 16
 _SINGLE: Final[Mapping[str, KafkaOption]] = {
     "offsets.topic.replication.factor": 1,
     "transaction.state.log.replication.factor": 1,
@@ -239,17 +243,21 @@ def configuration(
 
 
 def security_options(
-    users: Mapping[str, str], superusers: Collection[str] | None, *, oauth: bool
+    users: Mapping[str, str], superusers: Collection[str] | None, *, scram: bool, oauth: bool
 ) -> dict[str, KafkaOption]:
     """Return the lines for authentication and authorization; the arguments are KafkaServer's."""
     lines: dict[str, KafkaOption] = {}
-    mechanisms = ["PLAIN"] * bool(users) + ["OAUTHBEARER"] * oauth
+    mechanisms = ["PLAIN"] * bool(users) + [*_SCRAM] * scram + ["OAUTHBEARER"] * oauth
     if mechanisms:
         lines["sasl.enabled.mechanisms"] = ",".join(mechanisms)
     if users:
         entries = "".join(f" user_{name}={_quoted(word)}" for name, word in users.items())
         lines["listener.name.client.plain.sasl.jaas.config"] = (
             f"org.apache.kafka.common.security.plain.PlainLoginModule required{entries};"
+        )
+    for mechanism in _SCRAM if scram else ():
+        lines[f"listener.name.client.{mechanism.lower()}.sasl.jaas.config"] = (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         )
     if oauth:
         lines["listener.name.client.oauthbearer.sasl.jaas.config"] = (
@@ -261,6 +269,24 @@ def security_options(
         # The brokers themselves, and the queries of the kit, do not authenticate.
         lines["super.users"] = ";".join(f"User:{name}" for name in ("ANONYMOUS", *superusers))
     return lines
+
+
+def scram_arguments(users: Mapping[str, str]) -> list[str]:
+    """Return the arguments with which Kafka's tool adds users to the folder that it formats."""
+    return [
+        f"--add-scram={mechanism}=[{_scram_user(digest, name, word)}]"
+        for mechanism, digest in _SCRAM.items()
+        for name, word in users.items()
+    ]
+
+
+def _scram_user(digest: str, name: str, word: str) -> str:
+    """Return the fields of a user. The salted form of a password needs no quoting."""
+    salt = os.urandom(_SALT_BYTES)
+    salted = hashlib.pbkdf2_hmac(digest, word.encode(), salt, _ITERATIONS)
+    encoded = {"salt": salt, "saltedpassword": salted}
+    fields = [f'{field}="{base64.b64encode(data).decode()}"' for field, data in encoded.items()]
+    return ",".join([f'name="{name}"', f"iterations={_ITERATIONS}", *fields])
 
 
 def properties(options: Mapping[str, KafkaOption]) -> str:
@@ -285,8 +311,6 @@ _formatted: Final[dict[Path, bytes]] = {}
 
 def copy_format(libs: Path, data: Path, member: ClusterMember) -> bool:
     """Format the folder of a broker's data; return False if Kafka's tool has to do it."""
-    if (data / "meta.properties").exists():
-        return True
     known = _formatted.get(libs)
     if known is None:
         try:

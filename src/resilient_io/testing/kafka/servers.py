@@ -18,6 +18,7 @@ from .distribution import (
     new_id,
     properties,
     remember_format,
+    scram_arguments,
     security_options,
 )
 from .wire import TRANSIENT_CODES, UNKNOWN_TOPIC, BrokerQueries, KafkaServerError, until
@@ -214,6 +215,8 @@ class KafkaServer(KafkaBroker):
         advertised_port: Port that the broker tells clients to use, such as the port of a
             `FaultProxy`; None for `port`. It may be changed while the broker is not running.
         users: Names and passwords for SASL PLAIN (SASL_PLAINTEXT); None for no authentication.
+        scram: Accept the users with SCRAM-SHA-256 and SCRAM-SHA-512 too. The first start takes a
+            second longer.
         oauth: Accept unsecured tokens too (SASL_PLAINTEXT, OAUTHBEARER).
         superusers: Users with all rights, where other users have none; None for no authorization.
         options: Lines of server.properties.
@@ -232,6 +235,7 @@ class KafkaServer(KafkaBroker):
         port: int | None = None,
         advertised_port: int | None = None,
         users: Mapping[str, str] | None = None,
+        scram: bool = False,
         oauth: bool = False,
         superusers: Collection[str] | None = None,
         options: Mapping[str, KafkaOption] | None = None,
@@ -251,7 +255,8 @@ class KafkaServer(KafkaBroker):
             node_id=self._member.node,
             cluster_id=self._member.cluster_id,
         )
-        self._security = security_options(users or {}, superusers, oauth=oauth)
+        self._security = security_options(users or {}, superusers, scram=scram, oauth=oauth)
+        self._scram = scram_arguments(users or {}) if scram else []
         self._options: dict[str, KafkaOption] = dict(options or {})
         self._kafka = kafka
         self._quick = quick
@@ -260,7 +265,9 @@ class KafkaServer(KafkaBroker):
 
     async def _prepare(self) -> None:
         self._kafka = self._kafka or find_apache_kafka()
-        if copy_format(self._kafka.libs, self.folder / "data", self._member):
+        data = self.folder / "data"
+        formatted = (data / "meta.properties").exists()
+        if formatted or (not self._scram and copy_format(self._kafka.libs, data, self._member)):
             return
         command = [
             *self._java(self._kafka),
@@ -268,10 +275,12 @@ class KafkaServer(KafkaBroker):
             "format",
             f"--cluster-id={self._cluster_id}",
             f"--config={self._write_properties()}",
+            *self._scram,
         ]
         if await self._run(command):
             raise ServerDidNotStartError(self._failure("could not format its folder"))
-        remember_format(self._kafka.libs, self.folder / "data")
+        if not self._scram:
+            remember_format(self._kafka.libs, data)
 
     def _java(self, kafka: ApacheKafka) -> list[str | Path]:
         compiler = ("-XX:TieredStopAtLevel=1",) if self._quick else ()
@@ -378,6 +387,7 @@ class KafkaCluster(Server, Topics):
     Args:
         size: Number of brokers; at least 3.
         users: As for `KafkaServer`.
+        scram: As for `KafkaServer`.
         oauth: As for `KafkaServer`.
         superusers: As for `KafkaServer`.
         options: Lines of server.properties, for each broker.
@@ -391,6 +401,7 @@ class KafkaCluster(Server, Topics):
         *,
         size: int = 3,
         users: Mapping[str, str] | None = None,
+        scram: bool = False,
         oauth: bool = False,
         superusers: Collection[str] | None = None,
         options: Mapping[str, KafkaOption] | None = None,
@@ -405,6 +416,7 @@ class KafkaCluster(Server, Topics):
         self.brokers = [
             KafkaServer(
                 users=users,
+                scram=scram,
                 oauth=oauth,
                 superusers=superusers,
                 options=options,

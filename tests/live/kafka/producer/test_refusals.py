@@ -5,7 +5,6 @@ import asyncio
 import pytest
 import pytest_asyncio
 from aiokafka.errors import (
-    InvalidTimestampError,
     MessageSizeTooLargeError,
     ProducerFenced,
     TopicAuthorizationFailedError,
@@ -19,7 +18,7 @@ from resilient_io.kafka.errors import (
     KafkaOutcomeUnknown,
     KafkaUnavailable,
 )
-from resilient_io.kafka.producer import DeliverySettings, OutgoingRecord, ResilientKafkaProducer
+from resilient_io.kafka.producer import DeliverySettings, ResilientKafkaProducer
 from resilient_io.testing import KafkaServer, produce_error
 
 OUT_OF_ORDER, UNKNOWN_PRODUCER, STALE_EPOCH, TOO_LARGE = 45, 59, 47, 10
@@ -226,32 +225,6 @@ async def test_a_record_that_the_broker_rejects_fails_alone(server, proxy, compa
         await producer.flush()
         assert [future.result().offset for future in later] == list(range(59, 99))
     expected = [n for n in range(100) if n != 23]
-    assert [int(value) for value in values(await read_all(server, compacted))] == expected
-
-
-async def test_a_timestamp_that_the_broker_rejects_fails_alone(server, proxy, name, read_all):
-    await server.create_topic(name, config={"message.timestamp.before.max.ms": "60000"})
-    async with ResilientKafkaProducer(proxy.bootstrap_servers) as producer:
-        futures = [
-            await producer.send(name, b"%d" % n, timestamp_ms=1000 if n in (3, 40) else None)
-            for n in range(60)
-        ]
-        await producer.flush()
-        assert [n for n, future in enumerate(futures) if future.exception()] == [3, 40]
-        assert isinstance(futures[3].exception(), InvalidTimestampError)
-    expected = [n for n in range(60) if n not in (3, 40)]
-    assert [int(value) for value in values(await read_all(server, name))] == expected
-
-
-async def test_a_record_of_send_many_that_the_broker_rejects_fails_alone(
-    server, proxy, compacted, read_all
-):
-    records = [OutgoingRecord(b"%d" % n, key=None if n in (7, 300) else b"k") for n in range(500)]
-    async with ResilientKafkaProducer(proxy.bootstrap_servers) as producer:
-        report = await producer.send_many(compacted, records)
-        assert report.delivered == 498
-        assert sorted(failure.position for failure in report.failures) == [7, 300]
-    expected = [n for n in range(500) if n not in (7, 300)]
     assert [int(value) for value in values(await read_all(server, compacted))] == expected
 
 

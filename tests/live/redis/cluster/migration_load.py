@@ -27,6 +27,7 @@ class Load:
     pushed: Counter[str] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _stopping: bool = False
 
     async def fill(self) -> None:
         """Write the keys that are read."""
@@ -44,9 +45,8 @@ class Load:
 
     async def stop(self) -> None:
         """End the callers after their current call."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
         self._tasks.clear()
 
     def take_latency(self) -> float:
@@ -57,11 +57,10 @@ class Load:
 
     async def _repeat(self, call, caller) -> None:
         turn = 0
-        while True:
+        while not self._stopping:
             turn += 1
             try:
-                # Ending the task must not cancel a push whose outcome the test would not know.
-                await asyncio.shield(asyncio.ensure_future(call(caller, turn)))
+                await call(caller, turn)
             except RedisError as error:
                 self.errors.append(error)
             await asyncio.sleep(0.001)

@@ -1,6 +1,11 @@
-"""A slot moves to another master, key by key or at once, while its keys are read and written."""
+"""A slot moves to another master, key by key or at once, while its keys are read and written.
+
+Tests print how much slower GET was meanwhile; `-rP` shows it.
+"""
 
 import asyncio
+import itertools
+import statistics
 
 import pytest
 from redis import WatchError
@@ -10,7 +15,6 @@ from resilient_io.testing import NoServerError, RedisServerCluster, ServerError,
 from tests.live.redis.cluster.migration_load import SLOT, TAG, Load
 
 _SLOWER = 4.0  # times the mean latency of GET before the migration
-_TRIES = 3
 
 
 async def _another_master(cluster):
@@ -25,38 +29,64 @@ async def _move(load, migration):
     await migration
     during = load.take_latency()
     await asyncio.sleep(0.1)
+    figures = f"mean GET: {before * 1000:.2f} ms before, {during * 1000:.2f} ms during a migration"
+    print(f"{figures}, {during / before:.2f}x")  # noqa: T201 (the figures, which `-rP` shows)
     return during / before
+
+
+class Slowness:
+    """How much slower GET was during each migration than before. Another process may delay one."""
+
+    def __init__(self, tries):
+        self._left = tries
+        self._ratios = []
+
+    def add(self, ratio):
+        self._ratios.append(ratio)
+        self._left -= 1
+
+    @property
+    def median(self):
+        return statistics.median(self._ratios)
+
+    @property
+    def known(self):
+        """Whether no further migration is needed."""
+        return not self._left or self.median <= _SLOWER
 
 
 async def test_slot_moves_key_by_key_to_a_master_with_slots(client, shared_redis_cluster):
     cluster = shared_redis_cluster
-    load = Load(client)
+    load, slowness = Load(client), Slowness(6)
     await load.fill()
     load.start()
     first, second = await _another_master(cluster)
-    ratios = []
     try:
-        for turn in range(_TRIES * 2):  # there and back, so that the cluster is as it was
-            target = first if turn % 2 else second
-            ratios.append(await _move(load, cluster.migrate(SLOT, target, pause=0.01)))
-            if turn % 2 and min(ratios) <= _SLOWER:
+        for target in itertools.cycle((second, first)):
+            slowness.add(await _move(load, cluster.migrate(SLOT, target, pause=0.01)))
+            if target is first and slowness.known:  # so that the cluster is as it was
                 break
     finally:
         await load.stop()
     await load.check(cluster)
     assert (await cluster.shard_of(SLOT)).master is first
-    assert min(ratios) <= _SLOWER  # another process may have slowed one of them down
+    assert slowness.median <= _SLOWER
 
 
 async def test_slot_moves_key_by_key_to_a_master_without_slots(cluster):
     source = (await cluster.shard_of(SLOT)).master
     target = await cluster.add_node()
+    slowness = Slowness(5)
     async with ResilientRedisCluster("127.0.0.1", cluster.ports[0]) as client:
         load = Load(client)
         await load.fill()
         load.start()
         try:
-            await _move(load, cluster.migrate(SLOT, target, pause=0.01))
+            while True:
+                slowness.add(await _move(load, cluster.migrate(SLOT, target, pause=0.01)))
+                if slowness.known:
+                    break
+                await cluster.migrate(SLOT, source)
         finally:
             await load.stop()
         await load.check(cluster)
@@ -64,6 +94,7 @@ async def test_slot_moves_key_by_key_to_a_master_without_slots(cluster):
         await cluster.migrate(SLOT, source)
         await cluster.remove_node(target)
         assert await client.get(f"{TAG}1") == b"1"
+    assert slowness.median <= _SLOWER
 
 
 async def test_slot_moves_at_once():

@@ -7,6 +7,7 @@ from redis.cluster import LoadBalancingStrategy
 
 from resilient_io import ConfigurationError
 from resilient_io.redis import ResilientRedisCluster
+from resilient_io.testing import RedisServerCluster, find_embedded_redis
 
 _KEYS = [f"key{number}" for number in range(60)]
 
@@ -37,6 +38,13 @@ async def _fill(client, cluster):
 async def _read(client):
     replies = await asyncio.gather(*(client.get(key) for key in _KEYS))
     assert replies == [b"value"] * len(_KEYS)
+
+
+async def _answering(client, cluster):
+    """Return the ports of the nodes that answer reads now."""
+    await _gets(cluster)
+    await _read(client)
+    return [port for port, count in (await _gets(cluster)).items() if count]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +103,32 @@ async def test_reads_go_to_the_master_while_a_replica_is_frozen_or_dead(cluster)
         killed.kill()
         await _read(client)
         await _read(client)
+
+
+@pytest.mark.soak
+async def test_reads_stay_in_the_zone_that_nodes_report():
+    """Valkey reports zones; a function may name them for other servers."""
+    async with RedisServerCluster(replicas=1, binary=find_embedded_redis()) as cluster:
+        zones = {}
+        for shard in await cluster.shards():
+            for zone, node in zip("ab", (shard.master, *shard.replicas), strict=True):
+                await node.query("CONFIG", "SET", "availability-zone", zone)
+                zones[node.port] = zone
+        async with asyncio.timeout(10):
+            while str(await cluster.nodes[0].query("CLUSTER", "SLOTS")).count("b'b'") != 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        for options in ({}, {"zone_of": lambda node: zones[node.port]}):
+            for zone in "ab":
+                client = ResilientRedisCluster(
+                    "127.0.0.1", cluster.ports[0], read_from="nearest", zone=zone, **options
+                )
+                async with client:
+                    await _fill(client, cluster)
+                    await _read(client)
+                    found = {}
+                    async with asyncio.timeout(10):
+                        while found != {zone}:  # a replica must be known to qualify
+                            found = {zones[port] for port in await _answering(client, cluster)}
 
 
 def test_options_that_contradict_each_other_are_refused():

@@ -10,73 +10,14 @@ from redis.crc import key_slot
 from resilient_io import Cause
 from resilient_io.redis import RedisClosed, ResilientRedisCluster
 from resilient_io.testing import cancel_everywhere
-from tests.live.redis.subscribers import KINDS, SERVES_AGAIN, now
+from tests.live.redis.subscribers import KINDS, SERVES_AGAIN, Listener, Publisher, now
 
 SLOT = key_slot(b"c")
 
 
-class Subscriber:
-    """Subscribes to "c", and to other channels, and records what its task receives."""
-
-    def __init__(self, client, kind):
-        self.pubsub = client.pubsub()
-        self.kind = kind
-        self.seen = []
-        self._new = asyncio.Event()
-
-    async def __aenter__(self):
-        sharded = self.kind == "sharded"
-        await (self.pubsub.ssubscribe if sharded else self.pubsub.subscribe)("c", "b", "{c}d")
-        self.task = asyncio.ensure_future(self._listen())
-        return self
-
-    async def __aexit__(self, *_):
-        alive = not self.task.done()
-        self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
-        await self.pubsub.aclose()
-        assert alive, "the listener has ended"
-
-    async def _listen(self):
-        async for message in self.pubsub.listen():
-            self.seen.append((now(), message))
-            self._new.set()
-
-    async def received(self, after, within=15.0):
-        async with asyncio.timeout(within):
-            while True:
-                for at, message in self.seen:
-                    if at >= after and message["type"] in ("message", "smessage"):
-                        return at - after
-                self._new.clear()
-                await self._new.wait()
-
-    @property
-    def gaps(self):
-        return [message["data"] for _, message in self.seen if message["type"] == "gap"]
-
-
-@contextlib.asynccontextmanager
-async def publishing(cluster, kind):
-    """Publish to "c" on every node that runs: the one that serves the slot accepts it."""
-
-    async def publish():
-        while True:
-            for node in cluster.nodes:
-                with contextlib.suppress(Exception):
-                    async with asyncio.timeout(0.1):
-                        if kind == "sharded":
-                            await node.query("SPUBLISH", "c", "x")
-                        else:
-                            await node.query("PUBLISH", "c", "x")
-            await asyncio.sleep(0.02)
-
-    task = asyncio.ensure_future(publish())
-    yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+def subscriber_of(client, kind):
+    """Return a subscriber to the channel of the test, and to others in the same and other slots."""
+    return Listener(client.pubsub(), kind, channels=("c", "b", "{c}d"))
 
 
 async def served(cluster):
@@ -186,8 +127,8 @@ async def test_killed_master_is_one_gap(cluster, slack, kind):
     victim = (await cluster.shard_of(SLOT)).master
     async with (
         ResilientRedisCluster.from_url(cluster.url) as client,
-        Subscriber(client, kind) as subscriber,
-        publishing(cluster, kind),
+        subscriber_of(client, kind) as subscriber,
+        Publisher(*cluster.nodes, kind=kind),
     ):
         await subscriber.received(now())
         if kind == "plain":
@@ -206,8 +147,8 @@ async def test_frozen_master_is_one_gap(cluster, slack, kind):
     owner = (await cluster.shard_of(SLOT)).master
     async with (
         ResilientRedisCluster.from_url(cluster.url, health_check_interval=0.2) as client,
-        Subscriber(client, kind) as subscriber,
-        publishing(cluster, kind),
+        subscriber_of(client, kind) as subscriber,
+        Publisher(*cluster.nodes, kind=kind),
     ):
         await subscriber.received(now())
         victim = owner
@@ -227,8 +168,8 @@ async def test_frozen_master_is_one_gap(cluster, slack, kind):
 async def test_planned_failover_of_the_slots_node_is_one_gap(cluster, slack):
     async with (
         ResilientRedisCluster.from_url(cluster.url) as client,
-        Subscriber(client, "sharded") as subscriber,
-        publishing(cluster, "sharded"),
+        subscriber_of(client, "sharded") as subscriber,
+        Publisher(*cluster.nodes, kind="sharded"),
     ):
         await subscriber.received(now())
         shard = await cluster.shard_of(SLOT)
@@ -242,8 +183,8 @@ async def test_planned_failover_of_the_slots_node_is_one_gap(cluster, slack):
 async def test_shard_channel_follows_its_slot(cluster, slack):
     async with (
         ResilientRedisCluster.from_url(cluster.url) as client,
-        Subscriber(client, "sharded") as subscriber,
-        publishing(cluster, "sharded"),
+        subscriber_of(client, "sharded") as subscriber,
+        Publisher(*cluster.nodes, kind="sharded"),
     ):
         await subscriber.received(now())
         source = (await cluster.shard_of(SLOT)).master

@@ -4,20 +4,27 @@ Each test prints its figures; `make soak ARGS="-rP"` shows them.
 """
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import pytest
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from resilient_io.redis import ResilientRedisCluster
-from resilient_io.testing import RedisServerCluster
+from resilient_io.testing import FaultProxy, RedisServerCluster
+from tests.live.redis.cancelling import cancelled_at_random
+from tests.live.redis.subscribers import CancelledReader, Publisher
 
 from .ledger import Comparison, Ledger, keys_of_shard
 from .test_restarts import restart_each
 
 pytestmark = pytest.mark.soak
+
+T = TypeVar("T")
 
 Fault = Callable[[RedisServerCluster], Awaitable[None]]
 
@@ -116,13 +123,12 @@ async def hand_over(cluster: RedisServerCluster) -> None:
 
 
 async def migrate(cluster: RedisServerCluster) -> None:
-    """Move the slots of some lists."""
-    for shard in range(3):
-        for key in keys_of_shard(shard, 4):
-            slot = key_slot(key.encode())
-            owner = (await cluster.shard_of(slot)).master
-            target = next(node for node in await cluster.masters() if node is not owner)
-            await cluster.migrate(slot, target, pause=0.01)
+    """Move the slots of some lists, and of the channel of readers."""
+    for key in ["c", *(key for shard in range(3) for key in keys_of_shard(shard, 4))]:
+        slot = key_slot(key.encode())
+        owner = (await cluster.shard_of(slot)).master
+        target = next(node for node in await cluster.masters() if node is not owner)
+        await cluster.migrate(slot, target, pause=0.01)
 
 
 async def restart(cluster: RedisServerCluster) -> None:
@@ -137,60 +143,102 @@ async def stop_all(cluster: RedisServerCluster) -> None:
     await cluster.start()
 
 
-@pytest.mark.parametrize("fault", [kill, freeze, hand_over, migrate, restart, stop_all])
+async def change_addresses(cluster: RedisServerCluster) -> None:
+    """Kill every node, and start all of them on other ports."""
+    await cluster.change_addresses()
+
+
+FAULTS = [kill, freeze, hand_over, migrate, restart, stop_all, change_addresses]
+
+
+@contextlib.asynccontextmanager
+async def reachable(fault: Fault) -> AsyncIterator[tuple[RedisServerCluster, str]]:
+    """Start a cluster. Yield it with a URL that finds it in spite of a fault."""
+    async with RedisServerCluster(replicas=1, node_timeout=2.0, persist=True) as cluster:
+        if fault is not change_addresses:
+            yield cluster, cluster.url
+            return
+        async with FaultProxy(cluster.nodes[0].port, allow_unused_faults=True) as proxy:
+
+            async def follow() -> None:
+                while True:
+                    proxy.target = ("127.0.0.1", cluster.nodes[0].port)
+                    await asyncio.sleep(0.05)
+
+            following = asyncio.ensure_future(follow())
+            yield cluster, f"redis://127.0.0.1:{proxy.port}"
+            following.cancel()
+
+
+async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
+    """Return the reply to a call, which is repeated while the servers fail."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await call()
+            except (RedisError, OSError):
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 async def test_cancelled_calls_leave_nothing_behind(fault, no_leaks):
     rng = random.Random(1)
     async with (
-        RedisServerCluster(replicas=1, node_timeout=2.0, persist=True) as cluster,
-        ResilientRedisCluster.from_url(cluster.url) as client,
+        reachable(fault) as (cluster, url),
+        ResilientRedisCluster.from_url(url) as client,
     ):
         keys = [key for shard in range(3) for key in keys_of_shard(shard, 4)]
         await asyncio.gather(*(client.set(f"{{{key}}}value", key) for key in keys))
-        cancelled = wrong = 0
 
-        async def call(key: str) -> object:
-            kind = rng.randrange(4)
+        async def call() -> None:
+            key, kind = rng.choice(keys), rng.randrange(4)
             if kind == 0:
-                return await client.rpush(key, "item")
-            if kind == 1:
-                return await client.blpop([f"{{{key}}}empty"], timeout=0.2)
-            if kind == 2:
+                await client.rpush(key, "item")
+            elif kind == 1:
+                await client.blpop([f"{{{key}}}empty"], timeout=0.2)
+            elif kind == 2:
                 pipe = client.pipeline()
-                return (await pipe.get(f"{{{key}}}value").get("other").execute())[0]
-            return await client.get(f"{{{key}}}value")
+                replies = await pipe.get(f"{{{key}}}value").get("other").execute()
+                assert replies == [key.encode(), None]
+            else:
+                assert await client.get(f"{{{key}}}value") == key.encode()
 
-        async def cancel_some() -> None:
-            nonlocal cancelled, wrong
-            while cancelled < 200 or not done.is_set():
-                key = rng.choice(keys)
-                task = asyncio.ensure_future(call(key))
-                await asyncio.sleep(rng.random() * 0.03)
-                was_done = task.done()
-                task.cancel()
-                try:
-                    reply = await task
-                    wrong += isinstance(reply, bytes) and reply != key.encode()
-                except asyncio.CancelledError:
-                    cancelled += not was_done
-                except (RedisError, OSError):
-                    pass
-
-        done = asyncio.Event()
-        workers = [asyncio.create_task(cancel_some()) for _ in range(8)]
-        await asyncio.sleep(0.3)
-        await fault(cluster)
-        done.set()
-        await asyncio.gather(*workers)
-        assert cancelled >= 200
-        assert not wrong
+        async with cancelled_at_random(*[call] * 8, longest=0.03):
+            await asyncio.sleep(0.3)
+            await fault(cluster)
         await cluster.start()
-        async with asyncio.timeout(20):
-            for key in keys:
-                while True:
-                    try:
-                        assert await client.get(f"{{{key}}}value") == key.encode()
-                        break
-                    except (RedisError, OSError):
-                        await asyncio.sleep(0.1)
+        for key in keys:
+            reply = await until_answered(partial(client.get, f"{{{key}}}value"))
+            assert reply == key.encode()
         stats = [member.runtime for member in client._router.members if member.opened]
         assert not any(runtime.multiplexer.waiting for runtime in stats)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_cancelled_readers_leave_nothing_behind(fault, no_leaks):
+    async with (
+        reachable(fault) as (cluster, url),
+        ResilientRedisCluster.from_url(url) as client,
+        client.pubsub() as pubsub,
+    ):
+        plain = CancelledReader(pubsub, "plain")
+        sharded = CancelledReader(pubsub, "sharded", pubsub.get_sharded_message)
+        calls = []
+        for each in (plain, sharded):
+            await each.start()
+            calls += [each.read, each.use_others]
+        async with (
+            Publisher(*cluster.nodes),
+            Publisher(*cluster.nodes, kind="sharded"),
+        ):
+            async with cancelled_at_random(*calls):
+                await asyncio.sleep(0.3)
+                await fault(cluster)
+            await cluster.start()
+            await until_answered(partial(client.set, "c", "served"))
+            await asyncio.gather(plain.check(ordered=False), sharded.check(ordered=False))
+        await pubsub.aclose()
+        await asyncio.sleep(0.05)
+        counts = [await node.query("PUBSUB", "NUMSUB", "c") for node in cluster.nodes]
+        counts += [await node.query("PUBSUB", "SHARDNUMSUB", "c") for node in cluster.nodes]
+        assert counts == [[b"c", 0]] * 12

@@ -6,6 +6,7 @@ import pytest
 
 from resilient_io import State
 from resilient_io.redis import ResilientRedisCluster
+from resilient_io.redis import connect as connecting
 from resilient_io.testing import FaultProxy, RedisClusterNode, RedisServerCluster
 
 from .ledger import Ledger, keys_of_shard
@@ -52,18 +53,36 @@ async def test_client_recovers_when_the_whole_cluster_was_down(cluster):
         assert len(client.node_health) <= 6
 
 
-async def test_client_finds_the_nodes_at_other_addresses(cluster):
+@pytest.fixture
+def attempts(monkeypatch):
+    """Return the list of the targets to which the library has tried to connect."""
+    begun = []
+    open_one = connecting._open
+
+    async def record(target, *args, **options):
+        begun.append(target)
+        return await open_one(target, *args, **options)
+
+    monkeypatch.setattr(connecting, "_open", record)
+    return begun
+
+
+async def test_client_finds_the_nodes_at_other_addresses(cluster, attempts, no_leaks):
     async with (
         FaultProxy(cluster.nodes[0].port, allow_unused_faults=True) as proxy,
         ResilientRedisCluster("127.0.0.1", proxy.port) as client,
     ):
         for key in KEYS:
             await client.set(key, "value")
+        attempts.clear()
+        began = asyncio.get_running_loop().time()
         await cluster.change_addresses()
         proxy.target = ("127.0.0.1", cluster.nodes[0].port)
         await until_up(client)
         for key in KEYS:
             await client.set(key, "value")
+        seconds = asyncio.get_running_loop().time() - began
+        assert len(attempts) < 50 * (1 + seconds)  # to six nodes
         assert {node.port for node in client.get_nodes()} <= set(cluster.ports)
         assert set(client.node_health) <= {f"127.0.0.1:{port}" for port in cluster.ports}
 

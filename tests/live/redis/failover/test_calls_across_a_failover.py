@@ -1,13 +1,13 @@
 """Calls of all kinds across a failover: as the effects table says, and nothing is left behind."""
 
 import asyncio
-import random
 
 import pytest
 import redis as driver
 
 from resilient_io import OutcomeUnknown
 from resilient_io.redis import LockLost
+from tests.live.redis.cancelling import cancelled_at_random
 
 
 async def blocked(server, count):
@@ -120,7 +120,7 @@ async def test_lock_holder_is_notified_if_its_state_cannot_be_determined(
 
 
 async def test_calls_that_are_cancelled_in_a_failover_leave_nothing_behind(quick_setup, follow):
-    redis, rng = (await follow()).redis, random.Random(7)
+    redis = (await follow()).redis
     calls = [
         lambda: redis.rpush("list", "value"),
         lambda: redis.get("key"),
@@ -128,27 +128,8 @@ async def test_calls_that_are_cancelled_in_a_failover_leave_nothing_behind(quick
         lambda: redis.blpop("nothing", timeout=1),
         lambda: redis.set("other", "x" * 100_000),
     ]
-    switched = asyncio.create_task(quick_setup.fail_over())
-    cancelled = 0
-
-    async def make(number):
-        nonlocal cancelled
-        await asyncio.sleep(rng.random() * 1.5)
-        task = asyncio.create_task(calls[number % len(calls)]())
-        await asyncio.sleep(rng.choice((0, 0, 0.001, 0.01, 0.3)))
-        began = asyncio.get_running_loop().time()
-        if not task.done():
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            cancelled += 1
-            assert asyncio.get_running_loop().time() - began < 0.2
-        else:
-            task.result()
-
-    await asyncio.gather(*(make(number) for number in range(200)))
-    await switched
-    assert cancelled > 50
+    async with cancelled_at_random(*calls):
+        await quick_setup.fail_over()
     assert await asyncio.gather(*(redis.echo(f"{n}") for n in range(50))) == [
         b"%d" % n for n in range(50)
     ]

@@ -4,18 +4,15 @@ Twenty callers push unique ids without a pause. The Sentinels take a master for 
 """
 
 import asyncio
-import subprocess
 
 import pytest
 
 from resilient_io import State
 from resilient_io.testing import SentinelSetup, find_redis
-from tests.live.redis.failover.conftest import Following
+from tests.live.redis.failover.conftest import SERVER, Blackhole, Following
 from tests.live.redis.failover.ledger import CALLERS, Callers
 
 pytestmark = pytest.mark.soak
-
-SERVER = "10.77.0.2"
 
 
 @pytest.fixture
@@ -128,43 +125,6 @@ async def test_failovers_while_sentinels_come_and_go(setup, client, capsys, slac
         audit = await callers.audit()
     report("sentinels down", callers.ledger, audit, began, capsys)
     assert callers.ledger.failed == {}
-
-
-class Blackhole:
-    """Loses the packets of a server, for clients only or for all."""
-
-    def __init__(self, network, port, *, everywhere):
-        self._network = network
-        self._port = port
-        self._everywhere = everywhere
-
-    def _rules(self, action):
-        for side in ("--dport", "--sport"):
-            rule = ["iptables", action, "INPUT", "-p", "tcp", side, str(self._port), "-j", "DROP"]
-            subprocess.run(["ip", "netns", "exec", self._network.server, *rule], check=True)
-
-    def begin(self):
-        """Lose the packets."""
-        self._network.forget(self._port)
-        if self._everywhere:
-            self._rules("-A")
-
-    def end(self):
-        """Lose them no longer."""
-        self._network.remember(self._port)
-        if self._everywhere:
-            self._rules("-D")
-
-
-@pytest.fixture
-async def far(network):
-    """Return a set-up in the server's namespace; the client is in the other one."""
-    options = {"protected-mode": "no"}
-    with network.inside(network.server):
-        setup = SentinelSetup(host=SERVER, options=options, sentinel_options=options)
-        await setup.start()
-    yield setup
-    await setup.aclose()
 
 
 @pytest.fixture

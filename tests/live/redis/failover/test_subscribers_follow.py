@@ -13,10 +13,10 @@ async def test_planned_failover_is_one_gap(quick_setup, follow, slack, kind):
     following = await follow()
     async with (
         Listener(following.redis.pubsub(), kind) as listener,
-        Publisher(await quick_setup.master(), kind) as publisher,
+        Publisher(await quick_setup.master(), kind=kind) as publisher,
     ):
         await listener.received(now())
-        publisher.server = await quick_setup.fail_over()
+        publisher.servers = [await quick_setup.fail_over()]
         assert await listener.received(now()) < SERVES_AGAIN + slack()
         await asyncio.sleep(0.3)
         (gap,) = listener.gaps
@@ -28,21 +28,29 @@ async def test_planned_failover_is_one_gap(quick_setup, follow, slack, kind):
         counts = {
             node.port: (await node.query("PUBSUB", numsub, "c"))[1] for node in quick_setup.nodes
         }
-        assert counts[publisher.server.port] == 1
+        assert counts[publisher.servers[0].port] == 1
         assert sum(counts.values()) == 1
 
 
-@pytest.mark.parametrize("how", ["kill", "freeze"])
-async def test_lost_master_is_one_gap(quick_setup, follow, slack, how):
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("kill", "plain"),
+        ("freeze", "sharded"),
+        pytest.param("kill", "sharded", marks=pytest.mark.soak),
+        pytest.param("freeze", "plain", marks=pytest.mark.soak),
+    ],
+)
+async def test_lost_master_is_one_gap(quick_setup, follow, slack, how, kind):
     following = await follow(health_check_interval=0.2)
     old, address = await quick_setup.master(), await quick_setup.master_address()
     async with (
-        Listener(following.redis.pubsub()) as listener,
-        Publisher(old) as publisher,
+        Listener(following.redis.pubsub(), kind) as listener,
+        Publisher(old, kind=kind) as publisher,
     ):
         await listener.received(now())
         getattr(old, how)()
-        publisher.server = await quick_setup.until_switched(address)
+        publisher.servers = [await quick_setup.until_switched(address)]
         assert await listener.received(now()) < SERVES_AGAIN + slack()
         if how == "freeze":
             old.thaw()

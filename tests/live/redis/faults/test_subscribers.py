@@ -12,14 +12,22 @@ import redis as sync_driver
 from resilient_io import Cause, State
 from resilient_io.redis import ResilientRedis
 from resilient_io.testing import FaultProxy, RedisServer, find_embedded_redis
-from tests.live.redis.subscribers import KINDS, SERVES_AGAIN, Listener, Publisher, now
+from tests.live.redis.cancelling import cancelled_at_random
+from tests.live.redis.subscribers import (
+    KINDS,
+    SERVES_AGAIN,
+    CancelledReader,
+    Listener,
+    Publisher,
+    now,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(20.0, marks=pytest.mark.soak)])
 async def test_frozen_server_is_one_gap(connect, redis_server, slack, kind, seconds):
     client = await connect(redis_server, health_check_interval=0.1)
-    async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
+    async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind=kind):
         await listener.received(now())
         redis_server.freeze()
         await asyncio.sleep(seconds)
@@ -39,7 +47,7 @@ async def test_frozen_server_is_one_gap(connect, redis_server, slack, kind, seco
 @pytest.mark.parametrize("kind", KINDS)
 async def test_killed_and_restarted_server_is_one_gap(connect, redis_server, slack, kind):
     client = await connect(redis_server)
-    async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
+    async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind=kind):
         await listener.received(now())
         redis_server.kill()
         await client.health.until_up(10)  # it may not have noticed yet
@@ -60,7 +68,7 @@ async def test_stalled_connection_is_replaced_although_the_server_serves(
     async with FaultProxy(redis_server.port, protocol=None) as proxy:
         client = await connect(proxy)
         before = list(proxy.connections)
-        async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind):
+        async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind=kind):
             await listener.received(now())
             (own,) = [each for each in proxy.connections if each not in before]
             own.set_stalled("both", stalled=True)
@@ -86,14 +94,14 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=list(GARBAGE))
-@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize(("protocol", "kind"), [(2, "plain"), (3, "sharded")])
 async def test_malformed_data_is_one_error_and_one_gap(
-    connect, redis_server, slack, caplog, garbage, protocol
+    connect, redis_server, slack, caplog, garbage, protocol, kind
 ):
     async with FaultProxy(redis_server.port, protocol=None) as proxy:
         client = await connect(proxy, protocol=protocol)
         before = list(proxy.connections)
-        async with Listener(client.pubsub()) as listener, Publisher(redis_server):
+        async with Listener(client.pubsub(), kind) as listener, Publisher(redis_server, kind=kind):
             await listener.received(now())
             (own,) = [each for each in proxy.connections if each not in before]
             caplog.clear()
@@ -290,51 +298,61 @@ async def test_every_channel_is_subscribed_to_again_with_its_handler(connect, re
         reading.cancel()
 
 
+async def kill(server, _own):
+    server.kill()
+    await asyncio.sleep(0.5)
+    await server.start()
+
+
+async def freeze(server, _own):
+    server.freeze()
+    await asyncio.sleep(2.0)
+    server.thaw()
+
+
+async def stall(_server, own):
+    stalled = own()
+    for each in stalled:
+        each.set_stalled("both", stalled=True)
+    await asyncio.sleep(1.5)
+    for each in stalled:
+        each.set_stalled("both", stalled=False)
+
+
+async def send_garbage(_server, own):
+    for _ in range(5):
+        for each in own():
+            each.inject(b"?what\r\n")
+        await asyncio.sleep(0.2)
+
+
 @pytest.mark.soak
-async def test_200_cancellations_during_faults_leak_nothing(connect, redis_server):
-    """Readers are cancelled at random moments while the server is killed, frozen and restarted."""
-    client = await connect(redis_server, health_check_interval=0.1)
-    rng = random.Random(7)
-    pubsub = client.pubsub(ignore_subscribe_messages=True)
-    await pubsub.subscribe("c")
-    tasks, done = asyncio.all_tasks(), asyncio.Event()
-    received_numbers = []
+@pytest.mark.parametrize("fault", [kill, freeze, stall, send_garbage])
+async def test_cancelled_readers_leave_nothing_behind(connect, redis_server, fault):
+    async with FaultProxy(redis_server.port, protocol=None, allow_unused_faults=True) as proxy:
+        client = await connect(proxy, health_check_interval=0.1)
+        before, tasks = list(proxy.connections), asyncio.all_tasks()
 
-    async def faults():
-        while not done.is_set():
-            await asyncio.sleep(0.5)
-            redis_server.kill()
-            await asyncio.sleep(0.2)
-            await redis_server.start()
-            await asyncio.sleep(0.5)
-            redis_server.freeze()
-            await asyncio.sleep(1.5)
-            redis_server.thaw()
+        def own():
+            return [each for each in proxy.connections if each not in before]
 
-    async def read():
-        while True:
-            message = await pubsub.get_message(timeout=rng.choice([None, 0.0, 0.05]))
-            if message is not None and message["type"] == "message":
-                received_numbers.append(int(message["data"]))
-
-    faulty = asyncio.ensure_future(faults())
-    async with Publisher(redis_server):
-        for _ in range(200):
-            task = asyncio.ensure_future(read())
-            await asyncio.sleep(rng.uniform(0.0, 0.1))
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        done.set()
-        await faulty
-        task = asyncio.ensure_future(read())
-        count = len(received_numbers)
-        await asyncio.sleep(SERVES_AGAIN)
-        task.cancel()
-    assert len(received_numbers) > count
-    assert received_numbers == sorted(set(received_numbers))
-    assert asyncio.all_tasks() <= tasks | {asyncio.current_task(), task, faulty}
-    await pubsub.aclose()
+        readers = [CancelledReader(client.pubsub(), kind) for kind in KINDS]
+        for each in readers:
+            await each.start()
+        calls = [call for each in readers for call in (each.read, each.use_others)]
+        async with (
+            Publisher(redis_server),
+            Publisher(redis_server, kind="sharded"),
+        ):
+            async with cancelled_at_random(*calls):
+                await asyncio.sleep(0.1)
+                await fault(redis_server, own)
+            await asyncio.gather(*(each.check() for each in readers))
+        for each in readers:
+            await each.pubsub.aclose()
+        await asyncio.sleep(0.05)
+        assert await redis_server.query("PUBSUB", "NUMSUB", "c") == [b"c", 0]
+        assert asyncio.all_tasks() - tasks == set()
 
 
 async def test_forked_process_leaves_the_connection_to_its_parent(redis_server):

@@ -48,12 +48,67 @@ async def test_reads_go_to_the_replica_and_writes_to_the_master(redis_server, re
         assert await redis.mget("key", "other") == [b"value", None]
         assert await _calls(replica, "mget") == 1
         assert await redis.incr("n") == 1
-        assert await redis.pipeline().get("key").execute() == [b"value"]  # on the master
+        assert await redis.pipeline().get("key").execute() == [b"value"]  # MULTI: on the master
         assert (await redis.scan(count=100))[0] == 0
         assert await redis.ping()
         assert await _calls(redis_server) == before + 1
         assert await _calls(replica, "scan") == 0
         assert (await redis.info("replication"))["role"] == "master"
+
+
+async def test_pipelines_that_only_read_go_to_the_replica(redis_server, replica):
+    async with ResilientRedis(port=redis_server.port) as redis:
+        await redis.mset({"a": 1, "b": 2})
+        view = redis.with_read_from("replica", max_lag=None)
+        await _until_answers(view, replica, "a")
+        before = await _calls(replica), await _calls(redis_server)
+        assert await view.pipeline(transaction=False).get("a").get("b").execute() == [b"1", b"2"]
+        assert (await _calls(replica), await _calls(redis_server)) == (before[0] + 2, before[1])
+        script = view.register_script("return redis.call('GET', KEYS[1])")
+        for pipe in (
+            view.pipeline().get("a"),  # MULTI
+            view.pipeline(transaction=False).get("a").incr("n"),
+            view.pipeline(transaction=False).get("a").scan(),
+            redis.pipeline(transaction=False).get("a"),
+        ):
+            assert (await pipe.execute())[0] == b"1"
+        pipe = view.pipeline(transaction=False)
+        await script(keys=["a"], client=pipe)
+        assert await pipe.execute() == [b"1"]
+        assert await _calls(replica) == before[0] + 2
+        error = (await view.pipeline(transaction=False).get("a").llen("b").execute(False))[1]
+        assert isinstance(error, driver.ResponseError)
+        replica.kill()  # the master answers instead
+        assert await view.pipeline(transaction=False).get("a").get("b").execute() == [b"1", b"2"]
+        assert await _calls(redis_server) >= before[1] + 7
+
+
+async def test_pipeline_of_reads_is_answered_while_the_master_is_down(redis_server, replica):
+    async with ResilientRedis(port=redis_server.port) as redis:
+        await redis.set("key", "value")
+        view = redis.with_read_from("replica", max_lag=None)
+        await _until_answers(view, replica)
+        redis_server.kill()
+        async with asyncio.timeout(5):
+            for _ in range(50):
+                pipe = view.pipeline(transaction=False)
+                assert await pipe.get("key").exists("key").execute() == [b"value", 1]
+                await asyncio.sleep(0.005)
+        with pytest.raises(driver.ConnectionError):
+            await redis.pipeline(transaction=False).get("key").execute()
+
+
+async def test_cancelled_pipeline_of_reads_leaves_nothing(redis_server, replica):
+    async with ResilientRedis(port=redis_server.port) as redis:
+        await redis.set("key", "value")
+        view = redis.with_read_from("replica", max_lag=None)
+        await _until_answers(view, replica)
+        report = await cancel_everywhere(
+            lambda: view.pipeline(transaction=False).get("key").get("other").execute(),
+            check=lambda: view.get("key"),
+        )
+        report.assert_clean()
+        assert report.points
 
 
 async def test_first_read_does_not_wait_for_a_replica(redis_server):

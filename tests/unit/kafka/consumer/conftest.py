@@ -7,7 +7,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
 from resilient_io.health import Dependency
 from resilient_io.kafka.connect import KafkaTarget
@@ -24,8 +24,10 @@ from resilient_io.kafka.consumer.iteration import (
 from resilient_io.kafka.consumer.membership import SessionWatch
 from resilient_io.kafka.consumer.options import ConsumerSettings
 from resilient_io.kafka.consumer.positions import Positions
+from resilient_io.kafka.consumer.topics import TopicDetector
 from resilient_io.kafka.processing import Processor
 from resilient_io.kafka.stats import ConsumerCounters
+from tests.unit.kafka.consumer.batches import batch_of, fetch_result
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -33,10 +35,16 @@ A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 class FakePartitionState:
     """aiokafka's state of a partition."""
 
-    def __init__(self):
+    def __init__(self, partition, taken):
+        self._partition, self._taken = partition, taken
+        self.paused = False
         self.position = 0
         self.has_valid_position = True
         self.highwater = None
+
+    def consumed_to(self, position):
+        self._taken.append(self._partition)
+        self.position = position
 
 
 class FakeDriver:
@@ -44,7 +52,7 @@ class FakeDriver:
 
     def __init__(self, world):
         self.world = world
-        self.requested = []
+        self.taken = []
         self.polls = 0
         self.raises = []
         self.waiters = []
@@ -52,13 +60,14 @@ class FakeDriver:
         self.generation = next(world.generations)
         self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
+        self._wait_consume_future = None
         self._isolation_level = 0
         self.subscription = SimpleNamespace(assignment=None)
 
     # --- for the tests
 
     def assigned(self, *partitions):
-        states = {partition: FakePartitionState() for partition in partitions}
+        states = {each: FakePartitionState(each, self.taken) for each in partitions}
         for partition, state in states.items():
             state.position = self.world.committed.get(partition, 0)
         self.subscription.assignment = SimpleNamespace(
@@ -89,22 +98,21 @@ class FakeDriver:
         self.waiters.append(asyncio.get_running_loop().create_future())
         return self.waiters[-1]
 
-    async def getmany(self, *partitions, max_records):
-        assert not self.reassigning, "it would wait for the group"
-        self.check_errors()
-        self.requested.append(partitions)
-        states = self.subscription.assignment.states
-        found = {}
-        for partition in partitions or states:
-            records = [
-                ConsumerRecord("t", partition.partition, offset, 0, 0, None, b"v", None, -1, 1, ())
-                for offset in self.world.log.get(partition, [])
-                if offset >= states[partition].position
-            ][:max_records]
-            if records:
-                states[partition].position = records[-1].offset + 1
-                found[partition] = records
-        return found
+    @property
+    def _records(self):
+        assert not self.reassigning, "the partitions may belong to another member"
+        fetched = {}
+        for partition, state in self.subscription.assignment.states.items():
+            log = [n for n in self.world.log.get(partition, []) if n >= state.position]
+            batches = [batch_of(n, [(None, b"v", [])]) for n in log[: self.world.per_request]]
+            if partition in self.world.corrupt:
+                batches = [batch[:-1] + b"?" for batch in batches]
+            if batches:
+                fetched[partition] = fetch_result(partition, b"".join(batches), state)
+        return fetched
+
+    def _notify(self, future):
+        assert future is self._wait_consume_future
 
     def seek(self, partition, offset):
         self.subscription.assignment.states[partition].position = offset
@@ -159,6 +167,8 @@ class World:
 
     def __init__(self, *, deserializer=None, settings=None, has_group=True, target_options=None):
         self.log = {A: list(range(10)), B: list(range(10))}
+        self.per_request = None  # most records of a partition
+        self.corrupt = []
         self.committed = {}
         self.commits = []
         self.commit_raises = []
@@ -190,13 +200,14 @@ class World:
             context=contextvars.Context,
             counters=self.counters,
         )
-        self.session = SessionWatch(1_000_000.0, lambda: None)
+        self.session = SessionWatch(1_000_000.0, self.hold)
         self.fetcher = Fetcher(
             self.health,
             target=self.target,
             supervisor=self.supervisor,
             assignment=self.assignment,
             positions=self.positions,
+            topics=TopicDetector(self.health),
             drop=self.use.drop,
             deserializer=RecordDeserializer(None, deserializer, self.counters),
             has_group=has_group,
@@ -259,6 +270,21 @@ class World:
 
 
 CANARY = "canary-of-a-secret"
+
+
+@pytest.fixture
+async def answering():
+    """Yield a `Dependency` that is UP, with a probe that always succeeds."""
+    health = Dependency("kafka")
+
+    async def probe(suspicious):
+        return 0.001
+
+    attachment = health.start(probe, last_reply=asyncio.get_running_loop().time)
+    await health.until_up()
+    yield health
+    await attachment.detach()
+    await health.aclose()
 
 
 @pytest.fixture

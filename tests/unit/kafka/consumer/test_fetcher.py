@@ -15,11 +15,11 @@ async def test_paused_partitions_are_polled_for_but_not_fetched(world):
     world.fetcher.pause([A], "one")
     world.fetcher.pause([A], "two")
     assert await world.fetch_offsets(3) == {B: [0, 1, 2]}
-    assert instance.requested == [(B,)]
+    assert instance.taken == [B]
     world.fetcher.pause([B], "one")
     assert await world.fetch_offsets() == {}
-    assert instance.requested == [(B,)]
-    assert instance.polls == 1, "the group is polled nevertheless"
+    assert instance.taken == [B]
+    assert instance.polls == 2, "the group is polled nevertheless"
     world.fetcher.resume([A], "one")
     assert await world.fetch_offsets() == {}, "the other reason holds"
     world.fetcher.resume([A], "two")
@@ -51,11 +51,50 @@ async def test_arriving_records_wake_a_waiting_fetch(world):
     assert loop.time() - began == pytest.approx(3.0)
 
 
+async def test_partitions_take_turns_while_more_arrives_of_each(world):
+    world.per_request = 4
+    await world.join(A, B)
+    turns = [await world.fetch_offsets(4) for _ in range(5)]
+    assert turns == [
+        {A: [0, 1, 2, 3]},
+        {B: [0, 1, 2, 3]},
+        {A: [4, 5, 6, 7]},
+        {B: [4, 5, 6, 7]},
+        {A: [8, 9], B: [8, 9]},
+    ]
+
+
+async def test_a_corrupt_partition_does_not_hold_up_the_others(world):
+    world.per_request = 4
+    world.corrupt = [A]
+    await world.join(A, B)
+    found = [await world.fetch_offsets(4, wait=1.0) for _ in range(3)]
+    assert found == [{B: [0, 1, 2, 3]}, {B: [4, 5, 6, 7]}, {B: [8, 9]}]
+    assert world.broken == []
+    assert world.assignment.get(A).position == 0
+    world.corrupt = []
+    assert await world.fetch_offsets(4, wait=60.0) == {A: [0, 1, 2, 3]}
+
+
+async def test_a_fetch_that_is_cancelled_while_it_skips_handled_records_loses_none(world):
+    world.log[A] = list(range(20))
+    await world.join(A)
+    world.assignment.get(A).handled = ((0, 10),)
+    fetching = asyncio.create_task(world.fetch_offsets(3, wait=60.0))
+    await asyncio.sleep(0)
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    assert fetching.cancelled()
+    assert world.counters.already_handled == 3
+    assert await world.fetch_offsets(3, wait=60.0) == {A: [10, 11]}
+    assert await world.fetch_offsets(3, wait=60.0) == {A: [12, 13, 14]}
+
+
 async def test_nothing_is_requested_during_a_rebalance(world):
     instance = await world.join(A)
     instance.reassigning = True
     assert await world.fetch_offsets(wait=1.0) == {}
-    assert instance.requested == []
+    assert instance.taken == []
 
 
 async def test_fetch_without_an_instance_waits_for_the_next(world):
@@ -95,7 +134,7 @@ async def test_a_fatal_failure_replaces_the_instance_immediately(world):
     instance.raises = [driver.KafkaError("Unexpected error during coordination")]
     assert await world.fetch_offsets(wait=1.0) == {}
     assert len(world.broken) == 1
-    assert instance.requested == []
+    assert instance.taken == []
 
 
 async def test_a_connection_whose_session_ended_replaces_the_instance(world):
@@ -137,7 +176,7 @@ async def test_a_held_fetcher_delivers_nothing_and_polls(world):
     instance = await world.join(A)
     world.hold()
     assert await world.fetch_offsets(wait=5.0) == {}
-    assert instance.requested == []
+    assert instance.taken == []
     assert instance.polls >= 1, "the group is polled nevertheless"
     instance.raises.append(driver.GroupAuthorizationFailedError("g"))
     with pytest.raises(driver.GroupAuthorizationFailedError):

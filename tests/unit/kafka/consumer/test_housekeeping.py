@@ -39,6 +39,7 @@ class Scene:
             settings=ConsumerSettings(commit_interval=interval),
             stalled_partitions=None,
             group=None,
+            topics=SimpleNamespace(check=lambda _instance, _now: False, close=lambda: None),
             dead_connections=SimpleNamespace(check=lambda instance, now: None, reset=lambda: None),
             all_answered=lambda: self.answered.append(loop.time()),
         )

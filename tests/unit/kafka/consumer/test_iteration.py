@@ -118,3 +118,28 @@ async def test_a_batch_contains_no_record_of_a_partition_lost_meanwhile(world):
     world.fetcher.close()
     await asyncio.wait([waiting])
     assert isinstance(waiting.exception(), StopAsyncIteration)
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(0.0, 31), (0.0001, 10), (0.01, 0)])
+async def test_few_records_are_delivered_after_the_process_was_stopped_for_a_session(
+    world, seconds, late
+):
+    loop = asyncio.get_running_loop()
+    world.log[A] = list(range(1000))
+    await world.join(A)
+    world.session.confirm(loop.time())
+    records = world.records(most=1000)
+    for _ in range(300):
+        await anext(records)
+        loop.block(seconds)  # the handler
+    loop.block(2_000_000.0)
+    delivered = 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            while True:
+                await anext(records)
+                delivered += 1
+    assert world.session.doubtful
+    assert delivered <= late
+    assert world.assignment.get(A).buffered[0].offset == 300 + delivered
+    await records.aclose()

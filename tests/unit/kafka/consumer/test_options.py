@@ -16,6 +16,8 @@ INVALID = [
     ({"topics": ("t",), "pattern": "x.*"}, "topics, pattern= and partitions= are mutually exclu"),
     ({"topics": (7,)}, "a topic must be a non-empty string, not 7"),
     ({"topics": ("",)}, "a topic must be a non-empty string, not ''"),
+    ({"topics": ("orders,payments",)}, "'orders,payments' is not the name of a topic"),
+    ({"partitions": [("t" * 250, 0)]}, "is not the name of a topic"),
     ({"pattern": "("}, "is not a regular expression"),
     ({"partitions": ["t"]}, "'t' is not a partition: use for example partitions="),
     ({"partitions": [("t", -1)]}, "is not a partition"),

@@ -7,9 +7,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from resilient_io import Cause, Dependency, State
+from resilient_io import Cause, State
 from resilient_io.kafka.consumer.housekeeping import StalledPartitionDetector
 from resilient_io.kafka.consumer.membership import GroupDetector
+from resilient_io.kafka.log_filter import DriverLog
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -17,32 +18,31 @@ A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 class Scene:
     def __init__(self, health):
         self.health = health
-        self.detector = StalledPartitionDetector(health, 60.0, "billing")
+        self.log = DriverLog()
+        self.detector = StalledPartitionDetector(
+            health, 60.0, "billing", fetch=2.0, driver_log=self.log
+        )
+        common = {"resume_offset": 5, "open_transaction": None, "last_answer": 0}
         self.assigned = [
-            SimpleNamespace(partition=A, resume_offset=5, end_offset=10, open_transaction=None),
-            SimpleNamespace(partition=B, resume_offset=5, end_offset=5, open_transaction=None),
+            SimpleNamespace(partition=A, end_offset=10, **common),
+            SimpleNamespace(partition=B, end_offset=5, **common),
         ]
         self.paused = []
+        self.silent = []
 
     async def pass_time(self, seconds):
         loop = asyncio.get_running_loop()
         for _ in range(int(seconds)):
             await asyncio.sleep(1.0)
+            for each in self.assigned:
+                if each.partition not in self.silent:
+                    each.last_answer += 1
             self.detector.check(self.assigned, self.paused.__contains__, loop.time())
 
 
 @pytest.fixture
-async def scene():
-    health = Dependency("kafka")
-
-    async def probe(suspicious):
-        return 0.001
-
-    attachment = health.start(probe, last_reply=asyncio.get_running_loop().time)
-    await health.until_up()
-    yield Scene(health)
-    await attachment.detach()
-    await health.aclose()
+async def scene(answering):
+    return Scene(answering)
 
 
 async def test_a_position_that_does_not_move_is_reported_after_a_while(scene):
@@ -66,6 +66,26 @@ async def test_progress_ends_the_stall(scene):
 async def test_a_partition_without_records_to_read_is_not_stalled(scene):
     scene.assigned[0].resume_offset = 10
     await scene.pass_time(200)
+    assert scene.health.state is State.UP
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_partition_whose_fetches_fail_is_reported_with_aiokafkas_reason(scene, known):
+    scene.assigned[0].resume_offset = 10
+    if not known:
+        scene.assigned[1].resume_offset = scene.assigned[1].end_offset = None
+    await scene.pass_time(100)
+    assert scene.health.state is State.UP
+    scene.silent.append(B)
+    scene.log.last_message = "Unexpected error while fetching data: KafkaStorageError"
+    await scene.pass_time(60)
+    assert scene.health.state is State.UP
+    await scene.pass_time(5)
+    assert scene.health.cause is Cause.STALLED
+    assert "billing: t[1]: no fetch has succeeded for 6" in scene.health.detail
+    assert "KafkaStorageError" in scene.health.detail
+    scene.silent.clear()
+    await scene.pass_time(1)
     assert scene.health.state is State.UP
 
 

@@ -14,7 +14,7 @@ from resilient_io.kafka.errors import (
     KafkaOutcomeUnknown,
     KafkaUnavailable,
 )
-from resilient_io.kafka.producer.records import OVERHEAD
+from resilient_io.kafka.producer.records import OVERHEAD, OutgoingRecord
 
 
 async def test_records_of_one_iteration_form_a_batch_and_later_ones_wait_for_its_answer(components):
@@ -253,3 +253,71 @@ async def test_the_error_of_a_batch_contains_no_secret(kind, components, caplog)
         shown = "".join(traceback.format_exception(future.exception()))
     assert "wrong password" in shown
     assert "canary-s3cret" not in shown + caplog.text
+
+
+async def waiting_callers(producer, count):
+    """Start tasks that each wait for one record of one batch; return them and their results."""
+    producer.driver.answers = False
+    done = []
+
+    async def call(number):
+        done.append((await (await producer.send(b"%d" % number))).offset)
+        return number
+
+    tasks = [asyncio.create_task(call(number)) for number in range(count)]
+    await asyncio.sleep(0.001)
+    return tasks, done
+
+
+@pytest.mark.parametrize("direct", [True, False])
+async def test_callers_of_a_confirmed_batch_continue_in_order(components, monkeypatch, direct):
+    loop = asyncio.get_running_loop()
+    if not direct:
+        monkeypatch.setattr(loop, "get_debug", lambda: True)
+    async with components() as producer:
+        tasks, done = await waiting_callers(producer, 5)
+        tasks[2].cancel()
+        await asyncio.sleep(0)
+        producer.driver.answer()
+        await asyncio.sleep(0)  # aiokafka's answer is received
+        assert done == ([0, 1, 3, 4] if direct else [])
+        await asyncio.wait(tasks)
+        assert done == [0, 1, 3, 4]
+        assert [task.cancelled() for task in tasks] == [False, False, True, False, False]
+
+
+async def test_a_caller_that_continues_may_send_cancel_and_close(components):
+    async with components() as producer:
+        tasks, done = await waiting_callers(producer, 3)
+        sent = []
+
+        async def act():
+            await tasks[0]
+            sent.append(await producer.send(b"next"))
+            tasks[2].cancel()
+
+        acting = asyncio.create_task(act())
+        await asyncio.sleep(0)
+        producer.driver.answers = True
+        producer.driver.answer(0)
+        await asyncio.wait([acting, *tasks])
+        assert (await sent[0]).offset == 3
+        assert done[:2] == [0, 1]
+        assert producer.sender.in_flight == {}
+
+
+async def test_records_of_send_many_count_in_the_offsets_of_their_batch(components):
+    async with components() as producer:
+        await producer.send(b"in flight")
+        await asyncio.sleep(0.001)
+        before = await producer.send(b"1")
+        records = [OutgoingRecord(value=b"2", partition=0), OutgoingRecord(value=b"3", partition=0)]
+        many = asyncio.create_task(producer.send_many(records))
+        await asyncio.sleep(0.001)
+        after = await producer.send(b"4")
+        report = await many
+        assert [(await before).offset, (await after).offset] == [1, 4]
+        assert (report.offsets[0].first, report.offsets[0].last) == (2, 3)
+        assert [values for _, values, _ in producer.driver.batches][1:] == [
+            [b"1", b"2", b"3", b"4"]
+        ]

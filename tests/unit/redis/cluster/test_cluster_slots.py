@@ -1,4 +1,4 @@
-"""The slot table of a cluster: replies of all servers, redirections, differences, stale answers."""
+"""The slot table of a cluster: replies of all servers, redirections, ranges, stale answers."""
 
 import asyncio
 import gc
@@ -15,6 +15,7 @@ from resilient_io.redis.cluster.slots import (
     epoch_of,
     newest,
     read_table,
+    starts,
 )
 
 _LONGEST_SLICE = 0.005
@@ -190,16 +191,13 @@ def test_moved_to_an_unknown_node_adds_it():
     assert table.move(9000, ("new", 7009)) is shard
 
 
-def test_the_difference_names_moved_slots_and_nodes():
-    before, same = _read(_two_shards()), _read(_two_shards())
-    assert not before.difference(same)
-    after = _read(
-        _shards(((1, 8191), _node(7001)), ((8192, 16383), _node(7002)), ((0, 0), _node(7004)))
-    )
-    change = before.difference(after)
-    assert list(change.slots) == [0]
-    assert [node.port for node in change.added] == [7004]
-    assert [node.port for node in change.removed] == [7003]
+def test_ranges_start_where_the_shard_changes():
+    table = _read(_two_shards())
+    assert starts(table.slots) == [0, 8192]
+    table.move(0, ("new", 7009))
+    table.move(9000, ("new", 7009))
+    assert starts(table.slots) == [0, 1, 8192, 9000, 9001]
+    assert starts(SlotTable().slots) == [0]
 
 
 def test_shards_that_have_not_changed_are_the_same_objects():

@@ -1,9 +1,9 @@
 """Continuing the tasks whose replies arrived, without another iteration of the event loop.
 
 `Future.set_result` has the loop call the future's callbacks in its next iteration, through a handle
-for each. On the hot path, the only callback is the one that continues the waiting task. So a read
-takes it out of the future before it sets the result, and calls it itself, when all of its replies
-are matched.
+for each. On the hot path, the only callback is the one that continues the waiting task. So whatever
+settles many futures at once (a read of a Redis connection, a batch of a Kafka producer) takes it
+out of each before it sets the result, and calls it itself, when everything is accounted for.
 """
 
 from __future__ import annotations
