@@ -2,8 +2,9 @@
 
 `Future.set_result` has the loop call the future's callbacks in its next iteration, through a handle
 for each. On the hot path, the only callback is the one that continues the waiting task. So whatever
-settles many futures at once (a read of a Redis connection, a batch of a Kafka producer) takes it
-out of each before it sets the result, and calls it itself, when everything is accounted for.
+settles many futures at once (a read of a Redis connection, a batch of a Kafka producer) collects
+the results first, until everything is accounted for. Then it takes the callback out of each future,
+sets the result, and calls the callback itself. So each future is in the processor's cache once.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    Wakeup: TypeAlias = tuple[Context, Callable[[Any], Any], asyncio.Future[object]]
-    """A callback that was taken out of its future, whose result is set, and its context."""
+Answer: TypeAlias = tuple[Any, object]
+"""A future, or what stands for one, and its result, which is not set yet."""
 
 TaskWakeup = BuiltinMethodType
 """The type of the callback of a task that waits, if the task is CPython's own."""
@@ -44,29 +45,37 @@ def can_wake(loop: asyncio.AbstractEventLoop) -> bool:
     return found is callback and type(context) is Context and removed == 1 and not left
 
 
-def wake(loop: asyncio.AbstractEventLoop, wakeups: list[Wakeup]) -> None:
-    """Continue the tasks in order, each in its own context, as the loop would. Never raises.
+def deliver(loop: asyncio.AbstractEventLoop, answers: Iterable[Answer]) -> None:
+    """Set the results in order, and continue the tasks that wait for them. Never raises.
 
-    A task may do anything: send, cancel a later one, close the connection. If it stops the loop
-    with KeyboardInterrupt or SystemExit, the loop raises that, and continues the others later.
+    Each task continues in its own context, as the loop would do it. It may do anything: send,
+    cancel a later one, close the connection. If it stops the loop with KeyboardInterrupt or
+    SystemExit, the loop raises that, and continues the others later. It also continues whatever
+    does not wait with the only callback of a future.
     """
-    stopped = False
-    for context, callback, future in wakeups:
-        if stopped:
-            loop.call_soon(callback, future, context=context)
-            continue
-        try:
-            context.run(callback, future)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            # Raised here, it would be taken for an error of the transport by some event loops.
-            loop.call_soon(_raise, stop)
-            stopped = True
-        except Exception as error:  # noqa: BLE001 (as in `asyncio.Handle._run`)
-            if _waits(callback, future):
-                loop.call_soon(callback, future, context=context)
-            else:
-                message = f"Exception in callback {callback!r}"
-                loop.call_exception_handler({"message": message, "exception": error})
+    task_wakeup, stopped = TaskWakeup, False
+    for future, result in answers:
+        callbacks = future._callbacks
+        if callbacks and not stopped:
+            callback, context = callbacks[0]
+            if type(callback) is task_wakeup and len(callbacks) == 1:
+                future.remove_done_callback(callback)
+                future.set_result(result)
+                try:
+                    context.run(callback, future)
+                except (KeyboardInterrupt, SystemExit) as stop:
+                    # Raised here, it would be taken for an error of the transport by some loops.
+                    loop.call_soon(_raise, stop)
+                    stopped = True
+                except Exception as error:  # noqa: BLE001 (as in `asyncio.Handle._run`)
+                    if _waits(callback, future):
+                        loop.call_soon(callback, future, context=context)
+                    else:
+                        message = f"Exception in callback {callback!r}"
+                        loop.call_exception_handler({"message": message, "exception": error})
+                continue
+        if not future.done():  # otherwise its caller no longer waits
+            future.set_result(result)
 
 
 def _waits(callback: Callable[[Any], Any], future: asyncio.Future[object]) -> bool:

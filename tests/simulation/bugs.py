@@ -277,11 +277,12 @@ BUGS: tuple[PlantedBug, ...] = (
         "cancelled-reply-goes-to-next",
         "reply matching",
         "redis/connection.py",
-        """            entry = next_entry()
+        """            answer((next_entry(), reply))
 """,
         """            entry = next_entry()
             while entry.done() and self.waiting:
                 entry = next_entry()
+            answer((entry, reply))
 """,
         "The reply to a cancelled call becomes the result of the next one.",
     ),
@@ -808,7 +809,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "mixed-batch-repeated",
         "pipelines",
-        "redis/pipeline.py",
+        "redis/commands/spec.py",
         "return max(Effect.NON_IDEMPOTENT, *pending)",
         "return max(pending)",
         "A pipeline that reads a key and then sets it is repeated, and reads its own value.",

@@ -27,7 +27,7 @@ from .errors import (
     KafkaOverloaded,
     KafkaUnavailable,
 )
-from .processing import DeadLetter, Failure, HandlerPolicy, RunLimits, RunStats
+from .processing import DeadLetter, Failure, HandlerPolicy, RetryTopic, RunLimits, RunStats
 from .producer import (
     DeliveryFailure,
     DeliveryReport,
@@ -64,6 +64,7 @@ __all__ = [
     "ReplayReport",
     "ResilientKafkaConsumer",
     "ResilientKafkaProducer",
+    "RetryTopic",
     "RunLimits",
     "RunStats",
     "StoredDeadLetter",

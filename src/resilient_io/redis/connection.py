@@ -16,7 +16,7 @@ from redis.exceptions import InvalidResponse, RedisError
 from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
-from resilient_io.wakeups import TaskWakeup, can_wake, wake
+from resilient_io.wakeups import can_wake, deliver
 
 from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resilient_io.health import LoopLag
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
-    from resilient_io.wakeups import Wakeup
+    from resilient_io.wakeups import Answer
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
@@ -90,7 +90,7 @@ CHECK_CLOCK = _CheckClock("check the clock")
 class PendingRequest:
     """A request whose progress is known: `count` commands packed in `data`, sent as one."""
 
-    _callbacks = None  # its caller is continued by the loop
+    _callbacks = None  # so that `deliver` lets the loop continue its caller
     __slots__ = (
         "connection",
         "count",
@@ -271,19 +271,18 @@ class ResponseQueue:
         if first:
             self.large -= request.large
 
-    def feed(self, data: bytes, wakeups: list[Wakeup] | None = None) -> int:
+    def feed(self, data: bytes, answers: list[Answer] | None = None) -> int:
         """Parse received bytes and set the results of the answered calls. Return their number.
 
-        If `wakeups` is given, tasks that wait for the plain futures are not scheduled: the caller
-        must continue those that were added to the list.
+        If `answers` is given, replies may be added to it instead, which the caller must deliver.
         """
         before, large = len(self.waiting), self._large_replies
         split = large.in_step and (large.pending or may_begin(data))
         try:
             if split:
-                self._read_split(data, wakeups)
+                self._read_split(data, answers)
             else:
-                self._parse(data, wakeups)
+                self._parse(data, answers)
         except IndexError:
             raise InvalidResponse("a reply without a request") from None
         incomplete = self._reader.has_data()
@@ -301,16 +300,16 @@ class ResponseQueue:
             self._partial = self._partial + len(data) if incomplete and not answered else 0
         return answered
 
-    def _parse(self, data: bytes | memoryview, wakeups: list[Wakeup] | None) -> None:
+    def _parse(self, data: bytes | memoryview, answers: list[Answer] | None) -> None:
         self._reader.feed(data)
-        if self._special or wakeups is None:
+        if self._special or answers is None:
             self._read_each()
         else:
-            self._read(wakeups)
+            self._read(answers)
 
-    def _read(self, wakeups: list[Wakeup]) -> None:
-        gets, next_entry = self._reader.gets, self.waiting.popleft
-        push, task_wakeup = hiredis.PushNotification, TaskWakeup
+    def _read(self, answers: list[Answer]) -> None:
+        gets, next_entry, answer = self._reader.gets, self.waiting.popleft, answers.append
+        not_enough, push = NOT_ENOUGH, hiredis.PushNotification
         reply: object
         while True:
             try:
@@ -318,22 +317,12 @@ class ResponseQueue:
             except UnicodeDecodeError as error:
                 # hiredis 3.5 raises for this one reply and stays in sync.
                 reply = error
-            if reply is NOT_ENOUGH:
+            if reply is not_enough:
                 return
             if type(reply) is push:
                 self._pushed(reply)
                 continue
-            entry = next_entry()
-            callbacks = entry._callbacks
-            if callbacks and len(callbacks) == 1:
-                callback, context = callbacks[0]
-                if type(callback) is task_wakeup:
-                    wakeups.append((context, callback, entry))  # type: ignore[arg-type]
-                    entry.remove_done_callback(callback)  # type: ignore[union-attr]
-                    entry.set_result(reply)
-                    continue
-            if not entry.done():  # otherwise its caller no longer waits
-                entry.set_result(reply)
+            answer((next_entry(), reply))
 
     def _read_each(self) -> None:
         """Read as `_read` does, with special requests in the queue."""
@@ -361,11 +350,11 @@ class ResponseQueue:
             if not entry.done():
                 entry.set_result(reply)
 
-    def _read_split(self, data: bytes, wakeups: list[Wakeup] | None) -> None:
+    def _read_split(self, data: bytes, answers: list[Answer] | None) -> None:
         """Read a part of a large value, or bytes among which one may begin."""
         for piece, large in self._large_replies.split(data):
             if not large:
-                self._parse(piece, wakeups)
+                self._parse(piece, answers)
                 continue
             head = self.waiting.popleft()
             special = head if isinstance(head, PendingRequest) and head.special else None
@@ -519,11 +508,9 @@ class MultiplexedConnection(asyncio.Protocol):
         self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
-        self._scheduled = False
-        self._crowded = False
+        self._scheduled = self._crowded = self._paused = False
         self.continuing = False
         """Whether a read is just now continuing tasks, so that their loop is certainly running."""
-        self._paused = False
         self.extra_timeout = 0.0
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
@@ -847,32 +834,32 @@ class MultiplexedConnection(asyncio.Protocol):
         if not self._wakes_directly or asyncio.current_task(self._loop) is not None:
             self._receive(data, None)
             return
-        wakeups: list[Wakeup] = []
+        answers: list[Answer] = []
         try:
-            self._receive(data, wakeups)
+            self._receive(data, answers)
         finally:
-            if wakeups:
+            if answers:
                 self.continuing = True
-                if len(wakeups) > 1:
-                    self._wake(wakeups)
+                if len(answers) > 1:
+                    self._deliver(answers)
                 else:
-                    wake(self._loop, wakeups)
+                    deliver(self._loop, answers)
                 self.continuing = False
 
-    def _wake(self, wakeups: list[Wakeup]) -> None:
+    def _deliver(self, answers: list[Answer]) -> None:
         """Continue several tasks. What they send is written together."""
         scheduled, self._scheduled = self._scheduled, True
-        wake(self._loop, wakeups)
+        deliver(self._loop, answers)
         self._scheduled = scheduled
         if self._queue:
             self._write_queue()
 
-    def _receive(self, data: bytes, wakeups: list[Wakeup] | None) -> None:
+    def _receive(self, data: bytes, answers: list[Answer] | None) -> None:
         self.clock = self._in_flight.note_bytes()
         self.bytes_received += len(data)
         was_busy = self._responses.busy
         try:
-            answered = self._responses.feed(data, wakeups)
+            answered = self._responses.feed(data, answers)
         except InvalidResponse as error:
             detail = f"received an invalid RESP reply: {clean_text(str(error))}"
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))

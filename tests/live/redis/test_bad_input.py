@@ -286,7 +286,7 @@ def test_a_client_whose_loop_was_closed_starts_again_in_the_next(_server_of_sess
                 # As asyncio.run() does when it leaves a client open.
                 for task in asyncio.all_tasks(loop):
                     task.cancel()
-                del task  # it refers to the frames in which it was cancelled
+                task = None  # it refers to the frames in which it was cancelled
                 loop.run_until_complete(asyncio.sleep(0.01))
         finally:
             loop.close()

@@ -179,6 +179,7 @@ class ConsumerSubscription:
     pattern: str | None
     partitions: tuple[TopicPartition, ...]
     group: str | None
+    retry_topics: tuple[str, ...] = ()  # read in addition, during a `run` with retry topics
 
     def __str__(self) -> str:
         what = self.pattern or ", ".join(
@@ -186,14 +187,22 @@ class ConsumerSubscription:
         )
         return what if self.group is None else f"{what} as {self.group}"
 
+    def reads(self, topic: str) -> bool:
+        """Return whether a topic is read."""
+        if topic in self.topics or topic in self.retry_topics:
+            return True
+        return self.pattern is not None and re.match(self.pattern, topic) is not None
+
     def apply(self, instance: ConsumerDriver, listener: ConsumerRebalanceListener) -> None:
         """Subscribe a started instance, which then joins the group in the background."""
         if self.partitions:
             instance.assign(list(self.partitions))
         elif self.pattern is not None:
-            instance.subscribe(pattern=self.pattern, listener=listener)
+            further = [f"{re.escape(topic)}$" for topic in self.retry_topics]
+            pattern = "|".join([f"(?:{self.pattern})", *further]) if further else self.pattern
+            instance.subscribe(pattern=pattern, listener=listener)
         else:
-            instance.subscribe(topics=list(self.topics), listener=listener)
+            instance.subscribe(topics=[*self.topics, *self.retry_topics], listener=listener)
 
 
 def check_subscription(

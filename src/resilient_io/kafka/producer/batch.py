@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka.structs import RecordMetadata
 
-from resilient_io.wakeups import TaskWakeup
-
 from .partition_queue import BulkChunk, fail_record
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
     from aiokafka.producer.message_accumulator import BatchBuilder
 
-    from resilient_io.wakeups import Wakeup
+    from resilient_io.wakeups import Answer
 
     from ..driver import ProducerDriver
     from .errors import DeliveryErrors
@@ -200,12 +198,12 @@ def complete_batch(
     batch: InFlightBatch,
     metadata: RecordMetadata | None,
     errors: DeliveryErrors,
-    wakeups: list[Wakeup] | None = None,
+    answers: list[Answer] | None = None,
 ) -> None:
     """Report to the callers that a batch was written, and where.
 
-    If `wakeups` is given, tasks that wait for one record are added to it instead of being
-    scheduled: the caller must `wake` them.
+    If `answers` is given, the results of single records are added to it instead, and the caller
+    must deliver them.
     """
     errors.delivered += batch.count
     batch.settle()
@@ -214,14 +212,14 @@ def complete_batch(
         metadata = RecordMetadata(queue.topic, queue.partition, queue.tp, -1, -1, 0, None)
     timestamps = iter(batch.timestamps)
     if len(batch.entries) == len(batch.timestamps):
-        _confirm(batch.entries, timestamps, metadata, wakeups)
+        _confirm(batch.entries, timestamps, metadata, answers)
         return
     for entry in batch.entries:
         if isinstance(entry, ChunkSlice):
             entry.confirm(queue.tp, metadata.offset)
             count = entry.count
         else:
-            _confirm([entry], timestamps, metadata, wakeups)
+            _confirm([entry], timestamps, metadata, answers)
             count = 1
         if metadata.offset >= 0:
             metadata = metadata._replace(offset=metadata.offset + count)
@@ -231,7 +229,7 @@ def _confirm(
     records: Iterable[Any],
     timestamps: Iterable[int],
     first: RecordMetadata,
-    wakeups: list[Wakeup] | None,
+    answers: list[Answer] | None,
 ) -> None:
     """Report consecutive records of `send`, the first of which has this metadata."""
     topic, partition, tp, base, timestamp, kind, start = first
@@ -246,16 +244,14 @@ def _confirm(
         strict=False,
     )
     # `RecordMetadata(...)` would call a Python function for each record.
-    new, cls, task_wakeup = tuple.__new__, RecordMetadata, TaskWakeup
+    new, cls = tuple.__new__, RecordMetadata
+    if answers is not None:
+        answers += [
+            (record[0], new(cls, values)) for record, values in zip(records, fields, strict=False)
+        ]
+        return
     for record, values in zip(records, fields, strict=False):
         future = record[0]
-        if wakeups is not None and (callbacks := future._callbacks) and len(callbacks) == 1:
-            callback, context = callbacks[0]
-            if type(callback) is task_wakeup:
-                wakeups.append((context, callback, future))
-                future.remove_done_callback(callback)
-                future.set_result(new(cls, values))
-                continue
         if not future.done():
             future.set_result(new(cls, values))
 

@@ -12,8 +12,7 @@ from aiokafka import errors as kafka_errors
 from resilient_io.health import Cause
 from resilient_io.histogram import Latencies
 from resilient_io.tasks import wake
-from resilient_io.wakeups import can_wake
-from resilient_io.wakeups import wake as wake_tasks
+from resilient_io.wakeups import can_wake, deliver
 
 from ..driver import DriverClosed
 from ..error_codes import InvalidRecordError
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
 
     from resilient_io.health import Dependency
-    from resilient_io.wakeups import Wakeup
+    from resilient_io.wakeups import Answer
 
     from ..driver import ProducerDriver
     from ..probe import KafkaProbe
@@ -236,14 +235,14 @@ class Sender:
         if error is None:
             self._note_answer(batch.queue)
             self.latencies.record(self._loop.time() - batch.sent_at)
-            wakeups: list[Wakeup] | None = [] if self._wakes_directly else None
-            complete_batch(batch, future.result(), self._errors, wakeups)
+            answers: list[Answer] | None = [] if self._wakes_directly else None
+            complete_batch(batch, future.result(), self._errors, answers)
             if batch.queue.record_limit is not None:
                 limit = 2 * batch.queue.record_limit
                 batch.queue.record_limit = None if limit >= _MAX_SEARCH else limit
             self._finish(batch)
-            if wakeups:
-                wake_tasks(self._loop, wakeups)
+            if answers:
+                deliver(self._loop, answers)
         elif isinstance(error, Exception):
             self._failed(batch, error)
 

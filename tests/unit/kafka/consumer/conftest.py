@@ -152,6 +152,8 @@ class FakeDriver:
 class DrainingProcessor(Processor):
     """The processor of a `run`, reduced to a drain that the test provides."""
 
+    retry_topics = ()
+
     def __init__(self, drain):
         self._drain_of_test = drain
 
@@ -186,7 +188,7 @@ class World:
             driver_failed=lambda instance, error: self.broken.append(error),
         )
         self.assignment = Assignment(self.counters)
-        self.use = ExclusiveUse("kafka")
+        self.use = ExclusiveUse("kafka", lambda topics: None)
         self.positions = Positions(
             self.health,
             assignment=self.assignment,
