@@ -608,6 +608,7 @@ class Subscriptions:
     """The subscriptions of one client. They are a part of its health."""
 
     __slots__ = (
+        "__weakref__",
         "_closed",
         "_closing",
         "_died",
