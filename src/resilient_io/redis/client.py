@@ -186,12 +186,13 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         if connection_pool is not None and given.get("event_dispatcher") is None:
             # redis-py 8.1 would create another one, with nine objects.
             given["event_dispatcher"] = getattr(connection_pool, "_event_dispatcher", None)
+        given["single_connection_client"] = single_connection_client
         with explain_options(tuple(secrets_in(given))):
-            super().__init__(
-                connection_pool=connection_pool,
-                single_connection_client=single_connection_client,
-                **given,
-            )
+            if connection_pool is None:
+                super().__init__(**given)
+            else:
+                self.init_with_pool(super().__init__, connection_pool, **given)
+        del given["single_connection_client"]
         interval = interval or pool_settings(self.connection_pool).get("health_check_interval", 0)
         self._reopen = reopen
         self._seeded = rng
