@@ -61,7 +61,7 @@ class OrderService:
         self.monitor = HealthMonitor(self.redis.health, self.kafka, liveness=self.clients)
 
     async def store(self, record: Record) -> None:
-        """Store one order. If this raises, it is retried; then the order is a dead letter."""
+        """Store one order. If this raises, it is retried, at last from each retry topic."""
         order = record.value
         number, customer, amount = order["id"], order["customer"], int(order["amount"])
         # The field is the order's ID: storing the order again changes nothing.
@@ -94,6 +94,7 @@ class OrderService:
                 self.store,
                 order="key",
                 concurrency=settings.concurrency,
+                retry_topics=[each for each in settings.retry_topics.split(",") if each],
                 dead_letter=settings.dead_letter_topic,
                 requires=[self.redis.health, self.kafka],
                 handler_policy=HandlerPolicy(timeout=settings.handler_seconds),

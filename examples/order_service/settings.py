@@ -21,6 +21,8 @@ class Settings:
         group_id: The consumer group; its members share the partitions.
         orders_topic: The topic to read.
         booked_topic: The topic for announcements of stored orders.
+        retry_topics: Topics in which an order waits before it is tried again, separated by commas,
+            for example "orders.retry.1m,orders.retry.10m". They must exist.
         dead_letter_topic: The topic for orders that cannot be stored.
         concurrency: Orders that are handled concurrently.
         buffer_bytes: Bytes of orders that may wait in memory. An order takes about twice its size,
@@ -40,6 +42,7 @@ class Settings:
     group_id: str = "order-service"
     orders_topic: str = "orders"
     booked_topic: str = "orders.booked"
+    retry_topics: str = ""
     dead_letter_topic: str = "orders.dead"
     concurrency: int = 32
     buffer_bytes: int = 8 * 1024 * 1024

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         HandlerPolicy,
         ResilientKafkaConsumer,
         ResilientKafkaProducer,
+        RetryTopic,
         RunLimits,
     )
     from resilient_io.lifecycle import Lifecycle, LifecycleReport
@@ -84,6 +85,7 @@ __all__ = [
     "ResilientRedis",
     "ResilientRedisCluster",
     "RetryPolicy",
+    "RetryTopic",
     "RunLimits",
     "State",
     "deadline",
@@ -97,7 +99,7 @@ _HOMES = {
     "health": "Cause Change Dependency FlightRecorder HealthMonitor HealthSettings "
     "LivenessSettings MonitorChange State",
     "kafka": "ConsumerSettings DeadLetter DeliverySettings HandlerPolicy ResilientKafkaConsumer "
-    "ResilientKafkaProducer RunLimits",
+    "ResilientKafkaProducer RetryTopic RunLimits",
     "lifecycle": "Lifecycle LifecycleReport",
     "probing": "lint_probes",
     "redis": "ConnectionSettings RedisStats ResilientRedis ResilientRedisCluster",

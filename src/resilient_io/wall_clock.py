@@ -1,7 +1,8 @@
 """The wall clock, for files and dumps that are read by other processes and by people.
 
-The library does not measure or decide anything by it. It is read only here, so that a simulation
-can replace it.
+The library does not measure or decide anything by it, with one exception: when a record of a retry
+topic is due, because another process may have written it. It is read only here, so that a
+simulation can replace it.
 """
 
 from __future__ import annotations

@@ -192,6 +192,7 @@ async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_ka
     topics = {
         "ORDERS_TOPIC": "example.orders",
         "BOOKED_TOPIC": "example.booked",
+        "RETRY_TOPICS": "example.retry.200ms",
         "DEAD_LETTER_TOPIC": "example.dead",
     }
     for topic in topics.values():
@@ -262,6 +263,7 @@ async def test_the_order_service_loses_no_order_and_ends_in_good_order(shared_ka
         b"json.decoder.JSONDecodeError",
         b"builtins.ValueError",
     ]
+    assert dict(dead[1].headers)["x-attempts"] == b"6", "three more after it had waited"
     assert await committed_of(shared_kafka, "example.orders", "order-service") == 152
 
 
@@ -317,7 +319,7 @@ def order_settings(monkeypatch):
 
 def test_the_settings_of_the_order_service_are_those_of_its_readme(order_settings):
     readme = (ORDER_SERVICE / "README.md").read_text()
-    documented = dict(re.findall(r"^\| `([A-Z_]+)` \| `(.+?)` \|", readme, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `([A-Z_]+)` \| (?:`(.+?)`|none) \|", readme, re.MULTILINE))
     defaults = {
         field.name.upper(): str(field.default) for field in dataclasses.fields(order_settings)
     }

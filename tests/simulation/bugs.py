@@ -809,7 +809,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "mixed-batch-repeated",
         "pipelines",
-        "redis/pipeline.py",
+        "redis/commands/spec.py",
         "return max(Effect.NON_IDEMPOTENT, *pending)",
         "return max(pending)",
         "A pipeline that reads a key and then sets it is repeated, and reads its own value.",

@@ -16,7 +16,7 @@ import hiredis
 import redis.asyncio.connection
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.client import CaseInsensitiveDict
 from redis.event import EventDispatcher
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _DEPRECATED = frozenset({"lib_name", "lib_version"})
 _PLAIN = frozenset({str, bytes, int})
+_CONSTANT = frozenset({NoBackoff, ExponentialWithJitterBackoff})
 _CHUNK = 6000  # bytes, as `AbstractConnection._buffer_cutoff`
 
 
@@ -42,10 +43,10 @@ def make_driver_faster() -> None:
 
 
 def _copy_retry(retry: Retry, memo: dict[int, Any]) -> Retry:
-    """Return a deep copy. Only a backoff without state is shared."""
+    """Return a deep copy. Only backoffs that never change are shared."""
     new = object.__new__(type(retry))
     vars(new).update(vars(retry))
-    if type(retry._backoff) is not NoBackoff:
+    if type(retry._backoff) not in _CONSTANT:
         new._backoff = copy.deepcopy(retry._backoff, memo)
     return new
 

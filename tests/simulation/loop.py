@@ -234,6 +234,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.poll_results: list[IOEvent] = []
         self.set_exception_handler(SimulatedLoop._collect_error)
 
+    def close(self) -> None:
+        """Close the loop. It forgets everything else, because a client remembers its last loop."""
+        super().close()
+        self.outside.clear()
+        self.poll_results.clear()
+        self._tasks.clear()
+        self.network = self.note_stall = None
+
     # -- time and events -------------------------------------------------------------------
 
     def time(self) -> float:

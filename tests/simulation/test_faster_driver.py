@@ -5,7 +5,7 @@ import warnings
 import pytest
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.backoff import DecorrelatedJitterBackoff, ExponentialWithJitterBackoff, NoBackoff
 from redis.client import CaseInsensitiveDict
 from redis.exceptions import DataError
 
@@ -77,7 +77,7 @@ def test_deprecated_options_still_warn():
 
 
 def test_copies_of_retries_are_independent():
-    for backoff in (NoBackoff(), ExponentialWithJitterBackoff()):
+    for backoff in (NoBackoff(), ExponentialWithJitterBackoff(), DecorrelatedJitterBackoff()):
         retry = Retry(backoff, 3)
         new = copy.deepcopy(retry)
         new.update_supported_errors([ValueError])
@@ -85,6 +85,9 @@ def test_copies_of_retries_are_independent():
         assert retry.get_retries() == 3
         assert ValueError not in retry._supported_errors
         assert type(new._backoff) is type(backoff)
+        before = dict(vars(backoff))
+        new._backoff.compute(3)
+        assert vars(backoff) == before
 
 
 def test_names_of_commands_are_in_capitals():

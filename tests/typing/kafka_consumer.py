@@ -12,6 +12,7 @@ from resilient_io.kafka import (
     HandlerPolicy,
     Record,
     ResilientKafkaConsumer,
+    RetryTopic,
     RunStats,
     TopicPartition,
 )
@@ -51,6 +52,8 @@ async def handlers(consumer: ResilientKafkaConsumer) -> None:
         record.done()
 
     await consumer.run(one, dead_letter=DeadLetter(topic="dead"))
+    await consumer.run(one, retry_topics=["orders.retry.10m", RetryTopic("orders.later", 60.0)])
+    await consumer.run(one, retry_topics=[60.0])  # type: ignore[list-item] # pyright: ignore[reportArgumentType]
     await consumer.run(one, handler_policy=HandlerPolicy(attempts=5))
     await consumer.run(several, batch_size=10, requires=[consumer.health])
     await consumer.run(plain)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

@@ -47,7 +47,7 @@ def fields_of(call):
 
 EVENTS_OF = {
     # The one place that logs several events: the word is given to it.
-    "failures.py": {"dead_lettered", "skipped", "verdict_delayed"},
+    "failures.py": {"dead_lettered", "sent_to_retry_topic", "skipped", "verdict_delayed"},
 }
 
 

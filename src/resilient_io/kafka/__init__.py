@@ -5,6 +5,7 @@ from __future__ import annotations
 from .consumer import (
     ConsumerSettings,
     ConsumerStats,
+    CooperativeStickyAssignor,
     KafkaRecordsLost,
     Record,
     RecordsLost,
@@ -27,7 +28,7 @@ from .errors import (
     KafkaOverloaded,
     KafkaUnavailable,
 )
-from .processing import DeadLetter, Failure, HandlerPolicy, RunLimits, RunStats
+from .processing import DeadLetter, Failure, HandlerPolicy, RetryTopic, RunLimits, RunStats
 from .producer import (
     DeliveryFailure,
     DeliveryReport,
@@ -42,6 +43,7 @@ from .producer import (
 __all__ = [
     "ConsumerSettings",
     "ConsumerStats",
+    "CooperativeStickyAssignor",
     "DeadLetter",
     "DeadLetterFilter",
     "DeliveryFailure",
@@ -64,6 +66,7 @@ __all__ = [
     "ReplayReport",
     "ResilientKafkaConsumer",
     "ResilientKafkaProducer",
+    "RetryTopic",
     "RunLimits",
     "RunStats",
     "StoredDeadLetter",

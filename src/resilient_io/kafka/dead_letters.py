@@ -20,7 +20,7 @@ from resilient_io.validation import check_count, check_name, check_seconds
 from .consumer import ConsumerSettings, ResilientKafkaConsumer
 from .consumer.commit_metadata import decode_metadata
 from .errors import KafkaDeadlineExceeded
-from .processing import FAILURE_HEADERS, ORIGIN_HEADERS
+from .processing import ADDED_HEADERS, header, number_header
 from .producer import ResilientKafkaProducer
 
 if TYPE_CHECKING:
@@ -95,58 +95,48 @@ class StoredDeadLetter:
     @property
     def topic(self) -> str | None:
         """The original topic; None if the record was not written by this library."""
-        return self._text("x-original-topic")
+        return header(self.record, "x-original-topic")
 
     @property
     def partition(self) -> int | None:
         """The original partition."""
-        return self._number("x-original-partition")
+        return number_header(self.record, "x-original-partition")
 
     @property
     def offset(self) -> int | None:
         """The original offset."""
-        return self._number("x-original-offset")
+        return number_header(self.record, "x-original-offset")
 
     @property
     def timestamp(self) -> int | None:
         """The original timestamp, in milliseconds since 1970."""
-        return self._number("x-original-timestamp")
+        return number_header(self.record, "x-original-timestamp")
 
     @property
     def error(self) -> str:
         """The type of the error, for example "builtins.ValueError"."""
-        return self._text("x-error-type") or ""
+        return header(self.record, "x-error-type") or ""
 
     @property
     def message(self) -> str:
         """The message of the error."""
-        return self._text("x-error-message") or ""
+        return header(self.record, "x-error-message") or ""
 
     @property
     def attempts(self) -> int:
         """How often the handler was called."""
-        return self._number("x-attempts") or 0
+        return number_header(self.record, "x-attempts") or 0
 
     @property
     def replays(self) -> int:
         """How often the record was replayed before."""
-        return self._number(REPLAYS_HEADER) or 0
+        return number_header(self.record, REPLAYS_HEADER) or 0
 
     def original_headers(self) -> list[tuple[str, bytes]]:
         """Return the headers of the original record, and the number of this replay."""
-        own = (*ORIGIN_HEADERS, *FAILURE_HEADERS, REPLAYS_HEADER)
+        own = (*ADDED_HEADERS, REPLAYS_HEADER)
         kept = [(name, value) for name, value in self.record.headers if name not in own]
         return [*kept, (REPLAYS_HEADER, b"%d" % (self.replays + 1))]
-
-    def _text(self, name: str) -> str | None:
-        for given, value in self.record.headers:
-            if given == name:
-                return bytes(value).decode(errors="replace")
-        return None
-
-    def _number(self, name: str) -> int | None:
-        text = self._text(name)
-        return int(text) if text is not None and text.isdecimal() else None
 
 
 @dataclass(slots=True)

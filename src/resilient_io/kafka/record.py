@@ -107,6 +107,7 @@ class Record(ConsumerRecord[Any, Any]):
         headers: Pairs of a name and bytes.
         error: The exception that a deserializer raised; None if the record is readable.
         handled: Whether `done()` was called.
+        retries: The number of retry topics that the record has passed, in a handler of `run`.
     """
 
     key: Any  # depends on the deserializers: a type checker could only ask for None
@@ -116,6 +117,8 @@ class Record(ConsumerRecord[Any, Any]):
     checksum: int | None = None
     error: Exception | None = None
     handled: bool = False
+    retries: int = 0
+    _source: Record | None = None  # the record of a retry topic of which this is the original
     _progress: PartitionProgress
     _raw: tuple[bytes | None, bytes | None] | None = None  # set only if deserializers ran
 
@@ -127,7 +130,10 @@ class Record(ConsumerRecord[Any, Any]):
         """
         if not self.handled:
             self.handled = True
-            self._progress.done(self.offset)
+            if self._source is None:
+                self._progress.done(self.offset)
+            else:
+                self._source.done()
 
     @property
     def topic_partition(self) -> TopicPartition:

@@ -73,6 +73,7 @@ class RunCounters:
     failed: int = 0
     not_counted: int = 0
     retried: int = 0
+    sent_to_retry: int = 0
     dead_lettered: int = 0
     skipped: int = 0
     cancelled: int = 0
@@ -86,7 +87,7 @@ class RunCounters:
     @property
     def ended(self) -> int:
         """A number that grows whenever a call has ended or a record is finished."""
-        return self.handled + self.failed + self.dead_lettered + self.skipped
+        return self.handled + self.failed + self.sent_to_retry + self.dead_lettered + self.skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,7 @@ class RunStats:
         not_counted: Failures among them that did not count as an attempt, because a required
             dependency caused them.
         retried: Handler calls beyond the first one for a record.
+        sent_to_retry: Records written to a retry topic.
         dead_lettered: Records written to the dead-letter topic.
         skipped: Records that were given up without a dead letter.
         cancelled: Handlers that were cancelled because the drain timeout expired.
@@ -116,6 +118,7 @@ class RunStats:
     failed: int
     not_counted: int
     retried: int
+    sent_to_retry: int
     dead_lettered: int
     skipped: int
     cancelled: int

@@ -8,7 +8,12 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import IncompatibleBrokerVersion, NoError, for_code
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    NoError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
@@ -137,13 +142,30 @@ async def request_topic_ids(instance: ConsumerDriver, topics: Iterable[str]) -> 
 
     The caller must limit the time.
     """
+    return {
+        topic: base64.urlsafe_b64encode(topic_id).decode().rstrip("=")
+        for error, topic, topic_id, *_ in await _request_metadata(instance, topics)
+        if for_code(error) is NoError and topic_id != _NO_ID
+    }
+
+
+async def missing_topics(instance: ConsumerDriver, topics: Iterable[str]) -> list[str]:
+    """Return the topics that do not exist; none if the broker does not know topic IDs.
+
+    The caller must limit the time.
+    """
+    return sorted(
+        topic
+        for error, topic, *_ in await _request_metadata(instance, topics)
+        if for_code(error) is UnknownTopicOrPartitionError
+    )
+
+
+async def _request_metadata(instance: ConsumerDriver, topics: Iterable[str]) -> list[Any]:
     client: Any = client_of(instance)
     try:
         response: Any = await client.send(client.get_random_node(), _MetadataRequest(topics))
     except (IncompatibleBrokerVersion, NotImplementedError):  # a broker before Kafka 2.8
-        return {}
-    return {
-        topic: base64.urlsafe_b64encode(topic_id).decode().rstrip("=")
-        for error, topic, topic_id, *_ in response.topics
-        if for_code(error) is NoError and topic_id != _NO_ID
-    }
+        return []
+    found: list[Any] = response.topics
+    return found

@@ -600,7 +600,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             tracing=self._tracing,
             instrumented=self._instrumented,
             durability=self._durability,
-            choose_replica=self._choose_replica_for,
+            choose_replica=None if self._read_from.mode == "master" else self._choose_replica_for,
         )
 
     def pubsub(

@@ -36,7 +36,7 @@ from .attempt import (
     submit,
     unsendable,
 )
-from .commands import SPECS, Effect, Route, effect_of, lookup
+from .commands import SPECS, Effect, Route, effect_of, effect_of_batch, lookup
 from .connection import LARGE, NotMultiplexable, PendingRequest
 from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import (
@@ -71,12 +71,6 @@ if TYPE_CHECKING:
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
 
-_OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "CONFIG SET")
-"""Commands that write constants and read nothing: repeating any sequence of them is idempotent.
-
-This is not true of others that may be repeated alone: COPY a b, then SET a.
-"""
-
 _OPTIONS = itemgetter(1)  # of a queued command
 
 _NO_OPTIONS: dict[str, Any] = {}
@@ -87,18 +81,6 @@ _LOADING = replace(SPECS["SCRIPT LOAD"], effect=Effect.READ)
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
-
-
-def effect_of_batch(specs: Sequence[CommandSpec], commands: Sequence[Sequence[Any]]) -> Effect:
-    """Return the effect of executing commands twice, in their order. Each includes its name."""
-    pending = {effect_of(spec, args) for spec, args in zip(specs, commands, strict=True)}
-    if pending <= {Effect.READ}:
-        return Effect.READ
-    if pending == {Effect.IDEMPOTENT} and (
-        len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
-    ):
-        return Effect.IDEMPOTENT
-    return max(Effect.NON_IDEMPOTENT, *pending)
 
 
 class BatchCall(Call):

@@ -179,7 +179,7 @@ class ClientViews:
         self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[Any]]
     ) -> Runtime | None:
         """Return the runtime of the replica for a pipeline, or None unless all commands read."""
-        if self._read_from.mode == "master" or not all(map(is_replica_read, specs, commands)):
+        if not all(map(is_replica_read, specs, commands)):
             return None
         return ReplicaSet.of(self._runtime).choose(self._read_from)
 

@@ -192,7 +192,7 @@ resilient_io.consumer.records_lost counter {record} CONSUMER
     Offsets that were skipped by gaps, as far as their number is known
 
 resilient_io.run.records counter {record} CONSUMER outcome
-    Finished records of run(), by outcome: handled, dead_lettered or skipped
+    Finished records of run(), by outcome: handled, sent_to_retry, dead_lettered or skipped
 resilient_io.run.failures counter {failure} CONSUMER blamed
     Exceptions of the handler, by what they count against: record or dependency
 resilient_io.run.retries counter {call} CONSUMER

@@ -389,6 +389,7 @@ def _read_run(
     add("resilient_io.run.records", *own, "handled", value=run.handled)
     add("resilient_io.run.records", *own, "dead_lettered", value=run.dead_lettered)
     add("resilient_io.run.records", *own, "skipped", value=run.skipped)
+    add("resilient_io.run.records", *own, "sent_to_retry", value=run.sent_to_retry)
     add("resilient_io.run.failures", *own, "record", value=run.failed - run.not_counted)
     add("resilient_io.run.failures", *own, "dependency", value=run.not_counted)
     add("resilient_io.run.retries", *own, value=run.retried)

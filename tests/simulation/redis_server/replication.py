@@ -209,11 +209,12 @@ class ReplicatedNode(Node):
         if self.stopped:
             self.overdue.append(self.acknowledged)
             return
-        for session in list(self.sessions.values()):
-            waiting = session.waiting
-            if waiting is not None and waiting.command.name == "WAIT":
-                self.retry(waiting)
-        self.finish()
+        waits = [session.waiting for session in self.sessions.values() if session.waiting]
+        if waits:
+            for waiting in waits:
+                if waiting.session.waiting is waiting and waiting.command.name == "WAIT":
+                    self.retry(waiting)
+            self.finish()
 
     def count_acknowledged(self, offset: int) -> int:
         """Return how many replicas have applied this offset."""

@@ -12,7 +12,7 @@ from . import internals
 from .commit_metadata import CommitMetadata, merge_ranges, ranges_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from aiokafka import TopicPartition
 
@@ -256,9 +256,18 @@ class Assignment:
             self._counters.resumed += 1
         return True
 
-    def stop_fetching(self, instance: ConsumerDriver) -> list[AssignedPartition]:
-        """Stop fetching from all partitions of an instance, which stay assigned until `remove`."""
-        going = [each for each in self._assigned.values() if each.instance is instance]
+    def stop_fetching(
+        self, instance: ConsumerDriver, partitions: Collection[TopicPartition] | None = None
+    ) -> list[AssignedPartition]:
+        """Stop fetching from partitions of an instance, which stay assigned until `remove`.
+
+        None means all of them.
+        """
+        going = [
+            each
+            for each in self._assigned.values()
+            if each.instance is instance and (partitions is None or each.partition in partitions)
+        ]
         for each in going:
             each.fetchable = False
         return going

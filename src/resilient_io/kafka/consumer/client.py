@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         OnFailure,
         OnUnknown,
         Order,
+        RetryTopic,
         RunLimits,
         RunStats,
     )
@@ -273,6 +274,7 @@ class ResilientKafkaConsumer:
         batch_size: int | None = None,
         handler_policy: HandlerPolicy | None = None,
         dead_letter: DeadLetter | str | None = None,
+        retry_topics: Sequence[RetryTopic | str] = (),
         on_failure: OnFailure | None = None,
         on_outcome_unknown: OnUnknown = "retry",
         requires: Sequence[Dependency] = (),
@@ -281,10 +283,10 @@ class ResilientKafkaConsumer:
         """Call the handler for each record, concurrently, until the consumer is closed.
 
         Records of one key (or partition) are handled in order, also across a rebalance. A record
-        whose handler fails is retried without delaying other keys; after the last attempt,
-        `on_failure` decides. Cancelling stops fetching and returns immediately; draining and
-        committing continue for up to `ConsumerSettings.drain_timeout`, and `aclose()` waits for
-        them.
+        whose handler fails is retried without delaying other keys. After the last attempt it waits
+        in the `retry_topics`; after the last of these, `on_failure` decides. Cancelling stops
+        fetching and returns immediately; draining and committing continue for up to
+        `ConsumerSettings.drain_timeout`, and `aclose()` waits for them.
 
         Args:
             handler: A coroutine function of one record; of a list of records with `batch_size`.
@@ -297,6 +299,13 @@ class ResilientKafkaConsumer:
                 After a batch fails, its records are retried one by one.
             handler_policy: How often a failing handler is retried, and how long a call may take.
             dead_letter: The topic for records that cannot be handled, or a `DeadLetter`.
+            retry_topics: Topics in which a record waits after its last attempt, one after the
+                other, each followed by as many attempts; the offset of the record is committed
+                when it is written there. The delay is the end of the name ("orders.retry.10m"; ms,
+                s, m, h or d) or that of a `RetryTopic`. This consumer reads these topics as well,
+                from their beginning if its group has never read them. The handler gets a record
+                with its original topic, partition, offset, timestamp and headers, and `retries`.
+                Later records with its key do not wait for it.
             on_failure: "dead_letter" (the default with `dead_letter=`), "stop" (the default
                 without), "skip", or a function that returns one of them.
             on_outcome_unknown: What to do with a record whose handler raised `OutcomeUnknown`.
@@ -305,7 +314,8 @@ class ResilientKafkaConsumer:
             limits: How many records may be in memory, and how fast handling restarts.
 
         Raises:
-            ConfigurationError: An argument has an invalid value, or there is no group.
+            ConfigurationError: An argument has an invalid value, there is no group, or a retry
+                topic does not exist.
             TypeError: An argument has the wrong type, such as a handler that is not a coroutine
                 function.
             RuntimeError: Another loop or `run` is active.
@@ -320,10 +330,13 @@ class ResilientKafkaConsumer:
             batch_size=batch_size,
             handler_policy=handler_policy,
             dead_letter=dead_letter,
+            retry_topics=retry_topics,
             on_failure=on_failure,
             on_outcome_unknown=on_outcome_unknown,
             requires=requires,
             limits=limits,
+            group=self._subscription.group or "",
+            topics=self._subscription.topics,
         )
         if self._subscription.group is None:
             raise ConfigurationError(
@@ -331,7 +344,7 @@ class ResilientKafkaConsumer:
                 'ResilientKafkaConsumer("orders", group_id="billing"), or iterate without a group'
             )
         if self._tracing is not None:
-            traced = trace_handler(handler, self._tracing, batches=batch_size is not None)
+            traced = trace_handler(plan.handler, self._tracing, batches=batch_size is not None)
             plan = replace(plan, handler=traced)
         await self._started().run(plan, self._make_producer)
 

@@ -22,7 +22,7 @@ from aiokafka.errors import CorruptRecordException
 from ..record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from aiokafka import TopicPartition
 
@@ -132,6 +132,13 @@ class FetchedRecords:
         if batch.is_control_batch and source._contains_abort_marker(batch):
             source._aborted_producers.discard(producer)  # the transaction ends here
         return batch.is_transactional and producer in source._aborted_producers
+
+
+def fetched_partitions(instance: ConsumerDriver) -> Container[TopicPartition]:
+    """Return the partitions from which records have arrived, or an error."""
+    driver: Any = instance
+    partitions: Container[TopicPartition] = driver._fetcher._records
+    return partitions
 
 
 def take_fetched(instance: ConsumerDriver, partition: TopicPartition) -> FetchedRecords | None:

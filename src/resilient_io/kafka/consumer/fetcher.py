@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
+
+from resilient_io.errors import ConfigurationError
 from resilient_io.health import State
 from resilient_io.retry import Backoff
 from resilient_io.tasks import wake
@@ -17,9 +21,10 @@ from ..errors import (
     without_secrets,
 )
 from ..record import UnreadableRecord
+from ..topic_ids import missing_topics
 from . import internals
 from .assignment import AssignedPartition
-from .fetched import raise_fetch_error, take_fetched
+from .fetched import fetched_partitions, raise_fetch_error, take_fetched
 from .positions import GroupOffsets
 
 if TYPE_CHECKING:
@@ -46,6 +51,11 @@ _MAX_FAILURES = 5
 
 _BACKOFF = 0.1
 _BACKOFF_CAP = 10.0
+
+_METADATA_TIMEOUT = 5.0
+_TOPICS_INTERVAL = 0.5  # seconds between two checks that topics exist
+_CREATION_TIME = 5.0
+"""Seconds for which a topic may be missing: it may just have been created."""
 
 
 class Fetcher:
@@ -92,7 +102,7 @@ class Fetcher:
         self._milestone_at = 0
         self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
         self._backoff_delay = 0.0
-        self._first = 0  # the partition whose records are unpacked first
+        self._first = 0  # index of the assigned partition whose turn it is
 
     # --- state
 
@@ -171,19 +181,43 @@ class Fetcher:
         """Deliver nothing more if the partitions may belong to another member by now."""
         self.session.check()
 
-    def put_back(self, assigned: AssignedPartition, records: list[Record]) -> bool:
+    def put_back(self, partition: TopicPartition, records: list[Record]) -> bool:
         """Take back undelivered records to deliver them first; return whether they were kept."""
-        taken = bool(records) and assigned.assigned and records[0]._progress is assigned.progress
-        if taken:
-            assigned.buffered[:0] = records
-        return taken
+        assigned = self._assignment.get(partition)
+        if assigned is None or not records or records[0]._progress is not assigned.progress:
+            return False
+        assigned.buffered[:0] = records
+        return True
 
-    def return_unhandled(self, assigned: AssignedPartition, records: list[Record]) -> None:
+    def return_unhandled(self, partition: TopicPartition, records: list[Record]) -> None:
         """Take back delivered records that were not handled, to deliver them again."""
-        if self.put_back(assigned, records):
+        if self.put_back(partition, records):
             self._counters.returned += len(records)
 
     # --- fetching
+
+    async def require_topics(self, topics: tuple[str, ...]) -> None:
+        """Raise ConfigurationError if one of these topics does not exist; wait for Kafka."""
+        loop = asyncio.get_running_loop()
+        until: float | None = None
+        while not self.closed:
+            self._raise_failure()
+            missing: list[str] | None = None
+            if self._instance is not None:
+                with contextlib.suppress(KafkaError, DriverClosed, TimeoutError):
+                    async with asyncio.timeout(_METADATA_TIMEOUT):
+                        missing = await missing_topics(self._instance, topics)
+            if missing == []:
+                return
+            if missing and until is None:
+                until = loop.time() + _CREATION_TIME
+            if missing and until is not None and loop.time() >= until:
+                names = ", ".join(map(repr, missing))
+                raise ConfigurationError(
+                    f"missing topics: {names}. Create each retry topic, with as many partitions as "
+                    f"the topic of its records"
+                )
+            await self._wait_for_arrival(_TOPICS_INTERVAL)
 
     async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
         """Return the next records by partition; see `fetch_assigned`."""
@@ -301,21 +335,29 @@ class Fetcher:
         self, instance: ConsumerDriver, wanted: list[AssignedPartition], most: int
     ) -> list[tuple[AssignedPartition, list[Record]]]:
         """Return the next records that have arrived, and have those after them fetched."""
-        for assigned in wanted:
+        if not wanted:
+            return []
+        arrived = fetched_partitions(instance)
+        first = self._first % len(wanted)
+        ready = [
+            assigned
+            for assigned in wanted[first:] + wanted[:first]
+            if assigned.fetched is not None or assigned.partition in arrived
+        ]
+        for assigned in ready:
             if assigned.fetched is None:
                 assigned.fetched = take_fetched(instance, assigned.partition)
         found: list[tuple[AssignedPartition, list[Record]]] = []
-        first = self._first % max(1, len(wanted))
-        for assigned in wanted[first:] + wanted[:first]:
+        for assigned in ready:
             try:
                 records = self._deserialize(assigned, self._receive(instance, assigned, most))
             except Exception:
-                self._first += 1  # begin with another partition, which may be readable
+                self._first = wanted.index(assigned) + 1  # the next one may be readable
                 if found:
                     break  # the unreadable records are fetched again, and raise again
                 raise
             if assigned.fetched is None:
-                self._first += 1
+                self._first = wanted.index(assigned) + 1
             if records:
                 found.append((assigned, records))
                 most -= len(records)

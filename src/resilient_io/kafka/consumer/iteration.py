@@ -46,8 +46,9 @@ _RECORDS_PER_CHECK = 32
 class ExclusiveUse:
     """Holds what receives the records: the stream of one loop, or the processor of one `run`."""
 
-    def __init__(self, dependency: str) -> None:
+    def __init__(self, dependency: str, began: Callable[[tuple[str, ...]], None]) -> None:
         self.current: RecordStream[Any] | Processor | None = None
+        self._began = began  # called with the retry topics of a new user
         self._dependency = dependency
         self._closed = False
         self._ending = False
@@ -79,6 +80,7 @@ class ExclusiveUse:
                 "the consumer was closed", dependency=self._dependency, operation="consume"
             )
         self.current = user
+        self._began(user.retry_topics)
 
     def expect_release(self) -> None:
         """Note that the current user receives no more records and releases soon."""
@@ -133,6 +135,8 @@ class RecordStream(Generic[T]):
     activity: ClassVar[str]
     """What the consumer is doing meanwhile, for errors."""
 
+    retry_topics: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, fetcher: Fetcher, use: ExclusiveUse, released: Callable[[], None]) -> None:
         self._fetcher = fetcher
         self._session = fetcher.session
@@ -164,7 +168,7 @@ class RecordStream(Generic[T]):
     def hold(self) -> None:
         """Put undelivered records back: the fetcher delivers nothing while it is held."""
         for assigned, records in reversed(self._take_undelivered()):
-            self._fetcher.put_back(assigned, records)
+            self._fetcher.put_back(assigned.partition, records)
 
     async def drain(
         self,
@@ -252,7 +256,7 @@ class RecordStream(Generic[T]):
             self.settle()
             for assigned, records in reversed(self._in_hand() + self._take_undelivered()):
                 unhandled = [record for record in records if not record.handled]
-                self._fetcher.return_unhandled(assigned, unhandled)
+                self._fetcher.return_unhandled(assigned.partition, unhandled)
             self._clear()
             self._use.release()
             self._released()

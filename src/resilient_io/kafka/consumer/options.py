@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..driver import ConsumerDriver
+    from .assignor import CooperativeStickyAssignor
     from .positions import OnGap
 
 
@@ -87,7 +88,9 @@ class ConsumerOptions(ClientOptions, total=False):
     max_partition_fetch_bytes: int
     auto_offset_reset: Literal["earliest", "latest", "none"]
     check_crcs: bool
-    partition_assignment_strategy: Sequence[type[AbstractPartitionAssignor]]
+    partition_assignment_strategy: Sequence[
+        type[AbstractPartitionAssignor | CooperativeStickyAssignor]
+    ]
     max_poll_interval_ms: int
     rebalance_timeout_ms: int | None
     session_timeout_ms: int
@@ -131,7 +134,16 @@ def split_consumer_options(options: Mapping[str, Any]) -> Options:
     for name, choices in _CHOICES.items():
         if name in split.own:
             check_choice(name, split.own[name], choices)
+    _check_assignors(split.own.get("partition_assignment_strategy", ()))
     return split
+
+
+def _check_assignors(assignors: object) -> None:
+    if not isinstance(assignors, list | tuple) or not all(hasattr(a, "assign") for a in assignors):
+        raise ConfigurationError(
+            f"partition_assignment_strategy={assignors!r} must be a list of assignors, for example "
+            f"[CooperativeStickyAssignor]"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +191,7 @@ class ConsumerSubscription:
     pattern: str | None
     partitions: tuple[TopicPartition, ...]
     group: str | None
+    retry_topics: tuple[str, ...] = ()  # read in addition, during a `run` with retry topics
 
     def __str__(self) -> str:
         what = self.pattern or ", ".join(
@@ -186,14 +199,22 @@ class ConsumerSubscription:
         )
         return what if self.group is None else f"{what} as {self.group}"
 
+    def reads(self, topic: str) -> bool:
+        """Return whether a topic is read."""
+        if topic in self.topics or topic in self.retry_topics:
+            return True
+        return self.pattern is not None and re.match(self.pattern, topic) is not None
+
     def apply(self, instance: ConsumerDriver, listener: ConsumerRebalanceListener) -> None:
         """Subscribe a started instance, which then joins the group in the background."""
         if self.partitions:
             instance.assign(list(self.partitions))
         elif self.pattern is not None:
-            instance.subscribe(pattern=self.pattern, listener=listener)
+            further = [f"{re.escape(topic)}$" for topic in self.retry_topics]
+            pattern = "|".join([f"(?:{self.pattern})", *further]) if further else self.pattern
+            instance.subscribe(pattern=pattern, listener=listener)
         else:
-            instance.subscribe(topics=list(self.topics), listener=listener)
+            instance.subscribe(topics=[*self.topics, *self.retry_topics], listener=listener)
 
 
 def check_subscription(

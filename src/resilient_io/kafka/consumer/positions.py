@@ -133,7 +133,7 @@ class Positions:
         self._health = health
         self._reporter = health.reporter()
         self._assignment = assignment
-        self._strategy = strategy
+        self._strategy: Strategy = strategy
         self._on_gap = on_gap
         self._degraded_for = degraded_for
         self._timeout = timeout
@@ -147,6 +147,11 @@ class Positions:
         self._checking: asyncio.Task[None] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[TopicPartition, Exception] = {}
+        self._from_beginning: tuple[str, ...] = ()
+
+    def read_from_beginning(self, topics: tuple[str, ...]) -> None:
+        """Begin at the start of these topics if the group has never read them."""
+        self._from_beginning = topics
 
     # --- a new assignment
 
@@ -202,15 +207,20 @@ class Positions:
         return gone and (current is None or before is None or before.topic_id is None)
 
     def _apply_strategy(self, assigned: AssignedPartition, group: GroupOffsets) -> None:
-        if self._strategy == "none":
+        if self._strategy_of(assigned.partition) == "none":
             return  # aiokafka raises NoOffsetForPartitionError
         # A partition that was added since, or a new topic of the pattern.
         added = any(
             self._has_pattern or each.topic == assigned.partition.topic for each in group.offsets
         )
-        beginning = self._strategy == "earliest" or added
+        beginning = self._strategy_of(assigned.partition) == "earliest" or added
         assigned.fetched = None
         internals.reset_position(assigned.instance, assigned.partition, beginning=beginning)
+
+    def _strategy_of(self, partition: TopicPartition) -> Strategy:
+        if partition.topic in self._from_beginning:
+            return "earliest"
+        return self._strategy
 
     # --- while reading
 
@@ -238,7 +248,10 @@ class Positions:
         """Find a new position if this is what a fetch failed for; return whether it is."""
         if isinstance(error, OffsetOutOfRangeError):
             partitions = list(error.args[0])
-        elif isinstance(error, NoOffsetForPartitionError) and self._strategy != "none":
+        elif (
+            isinstance(error, NoOffsetForPartitionError)
+            and self._strategy_of(error.args[0]) != "none"
+        ):
             partitions = [error.args[0]]
         else:
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
@@ -18,6 +18,7 @@ from ..stats import ConsumerStats
 from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
+from .cooperative import rebalance_cooperatively, with_own_assignor
 from .fetcher import Fetcher
 from .group import Committer, RebalanceListener, Rebalancer
 from .housekeeping import (
@@ -105,7 +106,7 @@ class ConsumerRuntime:
             on_detached=self._detached,
         )
         self.assignment = Assignment(self.counters)
-        self.use = ExclusiveUse(self.health.name)
+        self.use = ExclusiveUse(self.health.name, self._use_began)
         self._positions = Positions(
             self.health,
             assignment=self.assignment,
@@ -183,6 +184,7 @@ class ConsumerRuntime:
         )
         self._attachment: Attachment | None = None
         self._closing = False
+        self._subscribed: ConsumerDriver | None = None
 
     def start(self) -> None:
         """Start, in the running loop. This never waits for Kafka."""
@@ -330,15 +332,39 @@ class ConsumerRuntime:
             group_id=self.subscription.group,
             enable_auto_commit=False,
             **(_METADATA_AGE | self.target.client_options()),
-            **(_DEFAULTS | dict(self.options) | _OWN),
+            **(_DEFAULTS | with_own_assignor(self.options) | _OWN),
         )
         return instance
 
     async def _prepare(self, instance: ConsumerDriver) -> None:
         internals.on_heartbeat(instance, self._session.confirm)
+        internals.on_fenced(
+            instance,
+            functools.partial(self.supervisor.driver_failed, instance, replace=False),
+        )
+        rebalance_cooperatively(instance, self._rebalancer)
+        self._subscribed = instance
+        self._subscribe(instance)
+
+    def _subscribe(self, instance: ConsumerDriver) -> None:
         failed = functools.partial(self.supervisor.driver_failed, instance)
-        internals.on_fenced(instance, functools.partial(failed, replace=False))
         self.subscription.apply(instance, RebalanceListener(self._rebalancer, instance, failed))
+
+    def _use_began(self, retry_topics: tuple[str, ...]) -> None:
+        """Subscribe to the topics that a loop or a `run` reads, if they are others than before."""
+        if retry_topics == self.subscription.retry_topics:
+            return
+        self.subscription = replace(self.subscription, retry_topics=retry_topics)
+        self._positions.read_from_beginning(retry_topics)
+        instance = self._subscribed
+        if instance is not None:
+            # aiokafka forgets the assignment immediately, and revokes it a moment later. With a
+            # pattern, it does both once it knows that other topics match.
+            going = self.assignment.partitions
+            if self.subscription.pattern is not None:
+                going = tuple(each for each in going if not self.subscription.reads(each.topic))
+            self.assignment.stop_fetching(instance, going)
+            self._subscribe(instance)
 
     def _attached(self, instance: ConsumerDriver) -> None:
         self.fetcher.use_instance(instance)
@@ -347,6 +373,8 @@ class ConsumerRuntime:
         if error is not None and self._group is not None:
             self._group.instance_failed(error)
         self.fetcher.use_instance(None)
+        if self._subscribed is instance:
+            self._subscribed = None
         if not self.fetcher.closed:
             self._rebalancer.lose(instance)
 

@@ -5,7 +5,7 @@ record whose handler fails.
 """
 
 from ..stats import RunStats
-from .failures import FAILURE_HEADERS, ORIGIN_HEADERS
+from .headers import ADDED_HEADERS, header, number_header
 from .options import (
     DeadLetter,
     Failure,
@@ -19,12 +19,12 @@ from .options import (
     plan_run,
 )
 from .processor import Processor
+from .retry_topics import RetryTopic
 from .watchdog import answering_since
 from .workers import trace_handler
 
 __all__ = [
-    "FAILURE_HEADERS",
-    "ORIGIN_HEADERS",
+    "ADDED_HEADERS",
     "DeadLetter",
     "Failure",
     "HandlerPolicy",
@@ -32,11 +32,14 @@ __all__ = [
     "OnUnknown",
     "Order",
     "Processor",
+    "RetryTopic",
     "RunLimits",
     "RunPlan",
     "RunStats",
     "Verdict",
     "answering_since",
+    "header",
+    "number_header",
     "plan_run",
     "trace_handler",
 ]

@@ -1,4 +1,8 @@
-"""What happens to a record whose handler failed: retry, dead letter, callback, skip or stop."""
+"""What happens to a record whose handler failed.
+
+It is retried in memory, then in the retry topics; then it becomes a dead letter, is given to a
+callback or skipped, or ends the run.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from resilient_io.deadlines import deadline
-from resilient_io.errors import ConfigurationError, DependencyUnavailable
-from resilient_io.retry import Backoff, backoff_bound
-from resilient_io.text import clean_text
+from resilient_io.errors import ConfigurationError
+from resilient_io.retry import backoff_bound
 
 from ..record import place_of
 from .dependencies import has_unknown_outcome
+from .failed_records import BACKOFF, BACKOFF_CAP, describe_failure, failure_headers
+from .headers import UNKNOWN_HEADER
 from .options import Failure, Verdict, half_jitter
 from .scheduler import Action, RetryState
 
@@ -22,29 +26,17 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
-    from ..producer import ResilientKafkaProducer
     from ..record import Record
     from ..stats import RunCounters
     from .dependencies import DependencyGate
-    from .options import DeadLetter, RunPlan
+    from .failed_records import FailedRecordWriter
+    from .options import RunPlan
     from .scheduler import Item, PartitionState, Scheduler
 
 _log = logging.getLogger("resilient_io.kafka")
 
-UNKNOWN_HEADER = ("x-outcome-unknown", b"1")
-"""Header of a record whose handler is called again after it raised `OutcomeUnknown`."""
-
-_BACKOFF = 0.1  # of a dead letter, and of a retry that does not count as an attempt, in seconds
-_BACKOFF_CAP = 10.0
 _ACTIONS = {"dead_letter": Action.DEAD_LETTER, "stop": Action.STOP, "skip": Action.SKIP}
 _LOG_INTERVAL = 30.0
-_MESSAGE_LIMIT = 1_000
-
-_WRITE_TIMEOUT = 5.0
-"""Seconds for one write; then it is retried later, because it occupies a handler's place."""
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds to close the producer that this module created."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -54,7 +46,7 @@ class FailureHandler:
     plan: RunPlan
     scheduler: Scheduler
     gate: DependencyGate
-    dead_letters: DeadLetterWriter | None
+    writer: FailedRecordWriter
     counters: RunCounters
     rng: random.Random
     ready: Callable[[], None]  # called when a record has become ready
@@ -65,14 +57,22 @@ class FailureHandler:
         self._dead_letter_log = RateLimitedLog(
             "dead_lettered", "records sent to the dead-letter topic"
         )
+        self._retry_topic_log = RateLimitedLog(
+            "sent_to_retry_topic", "records sent to a retry topic"
+        )
         self._skip_log = RateLimitedLog("skipped", "records skipped")
         self._delay_log = RateLimitedLog(
-            "verdict_delayed", "failures of dead letters or on_failure, retrying"
+            "verdict_delayed", "failures of dead letters, retry topics or on_failure, retrying"
         )
 
     def close(self) -> None:
         """Log what has not been logged yet."""
-        for log in (self._dead_letter_log, self._skip_log, self._delay_log):
+        for log in (
+            self._dead_letter_log,
+            self._retry_topic_log,
+            self._skip_log,
+            self._delay_log,
+        ):
             log.close()
 
     # --- decisions
@@ -80,8 +80,7 @@ class FailureHandler:
     def unreadable(self, state: PartitionState, record: Record, error: Exception) -> None:
         """Handle a record that could not be deserialized, without calling the handler."""
         self.counters.failed += 1
-        now = asyncio.get_running_loop().time()
-        retry_state = RetryState(now, now, error)
+        retry_state = self._first_failure(record, error)
         retry_state.action = self._action_on_failure()
         self._do_next((state, record, retry_state))
 
@@ -105,7 +104,7 @@ class FailureHandler:
                     item, self.plan.handler_policy.backoff_before(retry_state.attempts, self.rng)
                 )
             else:
-                retry_state.action = self._action_on_failure()
+                retry_state.action = self._action_after_attempts(record)
                 self._do_next(item)
 
     def batch_failed(self, items: Sequence[Item], error: Exception, began: float) -> None:
@@ -137,11 +136,10 @@ class FailureHandler:
         self, retry_state: RetryState | None, record: Record, error: Exception
     ) -> RetryState:
         self.counters.failed += 1
-        now = asyncio.get_running_loop().time()
         if retry_state is None:
-            retry_state = RetryState(now, now, error)
+            retry_state = self._first_failure(record, error)
         retry_state.error = error
-        retry_state.last_failure = now
+        retry_state.last_failure = asyncio.get_running_loop().time()
         if has_unknown_outcome(error):
             retry_state.outcome_unknown += 1
             if UNKNOWN_HEADER not in record.headers:
@@ -151,15 +149,24 @@ class FailureHandler:
                 retry_state.action = _ACTIONS[self.plan.on_outcome_unknown]
         return retry_state
 
+    def _first_failure(self, record: Record, error: Exception) -> RetryState:
+        now = asyncio.get_running_loop().time()
+        return RetryState(now, now, error, self.plan.retry_topics.past_failures(record))
+
     def _do_not_count(self, retry_state: RetryState) -> None:
         retry_state.not_counted += 1
         self.counters.not_counted += 1
+
+    def _action_after_attempts(self, record: Record) -> Action:
+        if self.plan.retry_topics.next_of(record) is not None:
+            return Action.RETRY_TOPIC
+        return self._action_on_failure()
 
     def _action_on_failure(self) -> Action:
         return Action.CALLBACK if callable(self.plan.on_failure) else _ACTIONS[self.plan.on_failure]
 
     def _backoff_without_attempt(self, retry: int) -> float:
-        return half_jitter(backoff_bound(_BACKOFF, _BACKOFF_CAP, retry), self.rng)
+        return half_jitter(backoff_bound(BACKOFF, BACKOFF_CAP, retry), self.rng)
 
     # --- actions
 
@@ -172,12 +179,16 @@ class FailureHandler:
         try:
             if retry_state.action is Action.CALLBACK:
                 retry_state.action = await self._call_on_failure(record, retry_state)
-            if retry_state.action is Action.DEAD_LETTER:
-                if self.dead_letters is not None and self.dead_letters.busy_retrying:
-                    delay = min(_BACKOFF + len(state.backing_off) / 100, _BACKOFF_CAP)
+            if retry_state.action in (Action.DEAD_LETTER, Action.RETRY_TOPIC):
+                topic, added = self._destination(record, retry_state.action)
+                if self.writer.busy_retrying(topic):
+                    delay = min(BACKOFF + len(state.backing_off) / 100, BACKOFF_CAP)
                     self._back_off(item, delay)
                     return
-                await self._write_dead_letter(record, retry_state)
+                now = asyncio.get_running_loop().time()
+                headers = failure_headers(record, retry_state, now) + added
+                await self.writer.write(topic, record, headers)
+                self._note_written(record, retry_state, topic)
         # The boundary to the producer and to the application's function: whatever they raise, the
         # record stays uncommitted, and the action is retried.
         except (Exception, asyncio.CancelledError) as error:
@@ -200,28 +211,40 @@ class FailureHandler:
             self._skip_log.add(f"{place_of(record)}: {name}")
         self.scheduler.finish(state, record)
 
-    async def _write_dead_letter(self, record: Record, retry_state: RetryState) -> None:
-        if self.dead_letters is None:
+    def _destination(self, record: Record, action: Action) -> tuple[str, list[tuple[str, bytes]]]:
+        """Return the topic to which a failed record is written, and further headers."""
+        topic = self.plan.retry_topics.next_of(record)
+        if action is Action.RETRY_TOPIC and topic is not None:
+            return topic.name, self.plan.retry_topics.headers_for(record, topic)
+        if self.plan.dead_letter is None:
             raise ConfigurationError(
                 'on_failure returned "dead_letter", but there is no topic for dead letters: '
                 'use run(..., dead_letter="orders.dead")'
             )
-        await self.dead_letters.write(record, retry_state)
-        self.counters.dead_lettered += 1
+        return self.plan.dead_letter.topic, []
+
+    def _note_written(self, record: Record, retry_state: RetryState, topic: str) -> None:
         name = type(retry_state.error).__name__
-        self.note("dead letter written", topic=record.topic, error=name)
-        self._dead_letter_log.add(f"{place_of(record)}: {name}")
+        if retry_state.action is Action.RETRY_TOPIC:
+            self.counters.sent_to_retry += 1
+            self.note("record sent to retry topic", topic=topic, error=name)
+            self._retry_topic_log.add(f"{place_of(record)} to {topic}: {name}")
+        else:
+            self.counters.dead_lettered += 1
+            self.note("dead letter written", topic=record.topic, error=name)
+            self._dead_letter_log.add(f"{place_of(record)}: {name}")
 
     async def _call_on_failure(self, record: Record, retry_state: RetryState) -> Action:
         if not callable(self.plan.on_failure):  # pragma: no cover - CALLBACK only with a function
             return self._action_on_failure()
+        past = retry_state.past
         verdict = self.plan.on_failure(
             Failure(
-                record=record,
+                record=self.plan.retry_topics.original(record),
                 error=retry_state.error,
-                attempts=retry_state.attempts,
-                outcome_unknown=retry_state.outcome_unknown,
-                seconds=retry_state.last_failure - retry_state.first_failure,
+                attempts=past.attempts + retry_state.attempts,
+                outcome_unknown=past.outcome_unknown + retry_state.outcome_unknown,
+                seconds=past.seconds + retry_state.last_failure - retry_state.first_failure,
             )
         )
         if inspect.isawaitable(verdict):
@@ -237,7 +260,7 @@ class FailureHandler:
     def _action_failed(self, item: Item, retry_state: RetryState, error: BaseException) -> None:
         retry_state.action_failures += 1
         self.note("verdict delayed", stage=retry_state.action.name, error=type(error).__name__)
-        action = "dead letter" if retry_state.action is Action.DEAD_LETTER else "on_failure"
+        action = "on_failure" if retry_state.action is Action.CALLBACK else retry_state.action.value
         self._delay_log.add(f"{action} of {place_of(item[1])} raised {describe_failure(error)}")
         self._back_off(item, self._backoff_without_attempt(retry_state.action_failures))
 
@@ -301,142 +324,3 @@ class RateLimitedLog:
             extra={"event": self._event, "count": self._count, "latest": self._latest},
         )
         self._count = 0
-
-
-class DeadLetterWriter:
-    """Writes dead letters, through the application's producer or one that it creates."""
-
-    def __init__(
-        self, options: DeadLetter, make_producer: Callable[[], ResilientKafkaProducer]
-    ) -> None:
-        self._topic = options.topic
-        self._given_producer = options.producer
-        self._make_producer = make_producer
-        self._own_producer: ResilientKafkaProducer | None = None
-        self._advised = False
-        self._writing = 0
-        self._backoff = Backoff(_BACKOFF, _BACKOFF_CAP)
-        self._retry_at = 0.0
-
-    @property
-    def busy_retrying(self) -> bool:
-        """Whether writing fails, and another record is testing whether it works again."""
-        # Otherwise all failed records would wait for that, each in the place of a handler.
-        now = asyncio.get_running_loop().time()
-        return self._backoff.failures > 0 and (self._writing > 0 or now < self._retry_at)
-
-    async def write(self, record: Record, state: RetryState) -> None:
-        """Write a dead letter, again after an unknown outcome, and wait until it is stored."""
-        producer = self._given_producer or self._own_producer
-        if producer is None:
-            producer = self._own_producer = self._make_producer()
-        loop = asyncio.get_running_loop()
-        self._writing += 1
-        try:
-            with deadline(_WRITE_TIMEOUT):
-                await producer.send_and_wait(
-                    self._topic,
-                    value=record.raw_value,
-                    key=record.raw_key,
-                    headers=dead_letter_headers(record, state, loop.time()),
-                )
-        except Exception as error:
-            self._retry_at = loop.time() + self._backoff.next()
-            if producer is self._own_producer:
-                self._advise(error)
-            raise
-        finally:
-            self._writing -= 1
-        self._backoff.reset()
-
-    async def aclose(self, timeout: float) -> None:
-        """Close the producer that this object created, if there is one."""
-        producer, self._own_producer = self._own_producer, None
-        if producer is not None:
-            await producer.aclose(timeout)
-
-    def _advise(self, error: Exception) -> None:
-        """Log once how to pass a producer: the default one may not suit this cluster."""
-        if self._advised or isinstance(error, DependencyUnavailable):
-            return
-        self._advised = True
-        _log.warning(
-            "the producer that run() created could not write a dead letter to %s (%s); retrying. "
-            "If the cluster needs other options than aiokafka's defaults with idempotence, use "
-            'DeadLetter(topic="%s", producer=ResilientKafkaProducer(..., '
-            "enable_idempotence=False)), for example, or a larger max_request_size",
-            self._topic,
-            describe_failure(error),
-            self._topic,
-            extra={
-                "event": "dead_letter_refused",
-                "topic": self._topic,
-                "error": type(error).__name__,
-            },
-        )
-
-
-ORIGIN_HEADERS = (
-    "x-original-topic",
-    "x-original-partition",
-    "x-original-offset",
-    "x-original-timestamp",
-)
-FAILURE_HEADERS = (
-    "x-error-type",
-    "x-error-message",
-    "x-attempts",
-    "x-attempts-not-counted",
-    "x-first-failure-ago",
-    "x-last-failure-ago",
-    "x-outcome-unknown",
-)
-"""The headers that a dead letter has in addition to those of its record."""
-
-
-def dead_letter_headers(record: Record, state: RetryState, now: float) -> list[tuple[str, bytes]]:
-    """Return the headers of a record's dead letter."""
-    # If the record is a dead letter itself, its headers about the failure are replaced, and those
-    # about its origin are kept.
-    origin = {
-        "x-original-topic": record.topic.encode(),
-        "x-original-partition": b"%d" % record.partition,
-        "x-original-offset": b"%d" % record.offset,
-        "x-original-timestamp": b"%d" % record.timestamp,
-    }
-    error = state.error
-    failure = {
-        "x-error-type": f"{type(error).__module__}.{type(error).__qualname__}".encode(),
-        "x-error-message": _message_of(error, _MESSAGE_LIMIT).encode(errors="replace"),
-        "x-attempts": b"%d" % state.attempts,
-        "x-first-failure-ago": f"{now - state.first_failure:.3f}".encode(),
-        "x-last-failure-ago": f"{now - state.last_failure:.3f}".encode(),
-    }
-    if state.not_counted:
-        failure["x-attempts-not-counted"] = b"%d" % state.not_counted
-    if state.outcome_unknown:
-        failure["x-outcome-unknown"] = b"%d" % state.outcome_unknown
-    earlier_origin = {name: value for name, value in record.headers if name in origin}
-    kept = [
-        (name, value)
-        for name, value in record.headers
-        if name not in ORIGIN_HEADERS and name not in FAILURE_HEADERS
-    ]
-    return [*kept, *{**origin, **earlier_origin}.items(), *failure.items()]
-
-
-def describe_failure(error: BaseException) -> str:
-    """Return the type and the message of an exception, in one clean line, for the log."""
-    name, message = type(error).__name__, _message_of(error)
-    if message.startswith(name):
-        return message
-    return f"{name}: {message}" if message else name
-
-
-def _message_of(error: BaseException, limit: int = 300) -> str:
-    try:
-        message = str(error)
-    # The boundary to an exception class of the application: its __str__ may raise anything.
-    except Exception as failure:  # noqa: BLE001
-        message = f"(no message: str() raised {type(failure).__name__})"
-    return clean_text(message, limit=limit)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..record import PartitionProgress, Record
     from .dependencies import DependencyGate
+    from .retry_topics import RetryTopics
     from .scheduler import Scheduler
 
 
@@ -22,6 +23,13 @@ class RecordSource(Protocol):
 
     async def fetch(self, max_records: int, max_wait: float) -> dict[TopicPartition, list[Record]]:
         """Poll Kafka, and return the next records of the partitions that are not paused."""
+        raise NotImplementedError
+
+    async def require_topics(self, topics: tuple[str, ...]) -> None:
+        """Raise ConfigurationError if one of these topics does not exist; wait for Kafka."""
+
+    def put_back(self, partition: TopicPartition, records: list[Record]) -> bool:
+        """Take back fetched records, to return them first; return whether they were kept."""
         raise NotImplementedError
 
     def pause(self, partitions: Iterable[TopicPartition], reason: str) -> None:
@@ -52,6 +60,7 @@ _CAUGHT_UP_SHARE = 0.25  # of the limits: then the partition is resumed
 _FULL = "run: the limits are reached"
 _SLOW = "run: half of the limits is reached by this partition"
 _REQUIRED = "run: a required dependency is down"
+_NOT_DUE = "run: the next record of the retry topic is not due"
 
 
 class FetchLoop:
@@ -62,11 +71,15 @@ class FetchLoop:
         source: RecordSource,
         scheduler: Scheduler,
         gate: DependencyGate,
+        retry_topics: RetryTopics,
         arrived: Callable[[], None],
     ) -> None:
         self._source = source
         self._scheduler = scheduler
         self._gate = gate
+        self._retry_topics = retry_topics
+        self._due_timers: dict[TopicPartition, asyncio.TimerHandle] = {}
+        self._waited: dict[TopicPartition, int] = {}  # records before this offset are due
         self._arrived = arrived
         self._slow: list[TopicPartition] = []
         self._changed: asyncio.Future[None] | None = None
@@ -74,6 +87,8 @@ class FetchLoop:
 
     async def run(self) -> None:
         """Fetch until the task is cancelled."""
+        if self._retry_topics.names:
+            await self._source.require_topics(self._retry_topics.names)
         while True:
             if self._held:
                 await self._poll_while_held()
@@ -103,6 +118,11 @@ class FetchLoop:
         self._source.resume(partitions, _REQUIRED)
         self._source.resume(partitions, _FULL)
         self._source.resume(partitions, _SLOW)
+        self._source.resume(partitions, _NOT_DUE)
+        for partition in partitions:
+            self._waited.pop(partition, None)
+            if (timer := self._due_timers.pop(partition, None)) is not None:
+                timer.cancel()
         self._slow = [each for each in self._slow if each not in partitions]
 
     @property
@@ -160,7 +180,11 @@ class FetchLoop:
         records_before, bytes_before = scheduler.records, scheduler.bytes
         for partition, records in fetched.items():
             progress = self._source.progress(partition)
-            if progress is not None:  # otherwise the partition was revoked meanwhile
+            if progress is None:  # the partition was revoked meanwhile
+                continue
+            if self._retry_topics.names and partition.topic in self._retry_topics.names:
+                records = self._due(partition, progress, records)  # noqa: PLW2901
+            if records:
                 scheduler.admit(scheduler.open(partition, progress), records)
         added = scheduler.records - records_before
         if added:
@@ -168,3 +192,37 @@ class FetchLoop:
             size = (scheduler.bytes - bytes_before) / added
             self._record_size = max(1.0, size, self._record_size * 0.9)
             self._arrived()
+
+    def _due(
+        self, partition: TopicPartition, progress: PartitionProgress, records: list[Record]
+    ) -> list[Record]:
+        """Return the records of a retry topic that are due, and hold its partition for the rest."""
+        due: list[Record] = []
+        for index, record in enumerate(records):
+            if self._retry_topics.is_of_other_group(record):
+                progress.done(record.offset)
+                continue
+            wait = self._retry_topics.seconds_until_due(record)
+            if wait > 0.0 and record.offset >= self._waited.get(partition, 0):
+                rest = records[index:]
+                if self._source.put_back(partition, rest):
+                    self._hold(partition, wait, rest[-1].offset + 1)
+                break
+            due.append(record)
+        return due
+
+    def _hold(self, partition: TopicPartition, seconds: float, end: int) -> None:
+        delay, until = self._retry_topics.delays[partition.topic], 0
+        if seconds > delay:
+            # The clock of the writer was ahead of this one. After the delay, all records that were
+            # known at its begin are due.
+            seconds, until = delay, end
+        self._source.pause([partition], _NOT_DUE)
+        self._due_timers[partition] = asyncio.get_running_loop().call_later(
+            seconds, self._release, partition, until
+        )
+
+    def _release(self, partition: TopicPartition, waited_until: int) -> None:
+        del self._due_timers[partition]
+        self._waited[partition] = waited_until
+        self._source.resume([partition], _NOT_DUE)

@@ -19,12 +19,15 @@ from resilient_io.validation import (
     check_type,
 )
 
+from .retry_topics import check_retry_topics
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Sequence
 
     from ..producer import ResilientKafkaProducer
     from ..record import Record
+    from .retry_topics import RetryTopic, RetryTopics
 
 
 Order = Literal["key", "partition", "none"]
@@ -48,7 +51,8 @@ class Failure:
         record: The record. If it could not be deserialized, `record.error` is the reason and
             `record.raw_value` the bytes.
         error: The last exception of the handler, or the exception of the deserializer.
-        attempts: Handler calls that count; 0 if the record could not be deserialized.
+        attempts: Handler calls that count, including those before it waited in retry topics; 0 if
+            the record could not be deserialized.
         outcome_unknown: Number of all calls that raised `OutcomeUnknown`.
         seconds: Time from the first failure to the last, in seconds.
     """
@@ -141,11 +145,13 @@ class DeadLetter:
     `x-error-message` (at most 1,000 characters), `x-attempts`, `x-first-failure-ago` and
     `x-last-failure-ago` (seconds before it was written). `x-outcome-unknown` is the number of calls
     that may have been applied, `x-attempts-not-counted` the number of failures caused by a required
-    dependency; both are left out if 0. A dead letter of a dead letter keeps the first origin.
+    dependency; both are left out if 0. The numbers include the calls after the waits in
+    `retry_topics`. A dead letter of a dead letter keeps the first origin.
 
     Args:
         topic: Topic name.
-        producer: Writes the dead letters. It must have no serializers, because it receives bytes.
+        producer: Writes the dead letters, and the records for `retry_topics`. It must have no
+            serializers, because it receives bytes.
             You have to close it. None creates an idempotent producer for the consumer's cluster
             when the first dead letter is written, which writes up to 1 MiB and is closed when `run`
             ends. Pass your own if the cluster or the topic needs other options.
@@ -178,6 +184,7 @@ class RunPlan:
     batch_size: int | None
     handler_policy: HandlerPolicy
     dead_letter: DeadLetter | None
+    retry_topics: RetryTopics
     on_failure: OnFailure
     on_outcome_unknown: OnUnknown
     requires: tuple[Dependency, ...]
@@ -192,12 +199,18 @@ def plan_run(
     batch_size: int | None = None,
     handler_policy: HandlerPolicy | None = None,
     dead_letter: DeadLetter | str | None = None,
+    retry_topics: Sequence[RetryTopic | str] = (),
     on_failure: OnFailure | None = None,
     on_outcome_unknown: OnUnknown = "retry",
     requires: Sequence[Dependency] = (),
     limits: RunLimits | None = None,
+    group: str = "",
+    topics: Sequence[str] = (),
 ) -> RunPlan:
-    """Return the arguments of `run`, each of them and their combination checked."""
+    """Return the arguments of `run`, each of them and their combination checked.
+
+    `group` and `topics` are those of the consumer.
+    """
     _check_handler(handler, "records" if batch_size is not None else "record")
     check_choice("order", order, get_args(Order))
     check_count("concurrency", concurrency)
@@ -220,13 +233,20 @@ def plan_run(
             f"limits=RunLimits(records={limits.records}) is less than concurrency={concurrency}: "
             f"use RunLimits(records={concurrency * 10})"
         )
+    checked_topics = check_retry_topics(
+        retry_topics,
+        group=group,
+        subscribed=topics,
+        dead_letter=None if dead_letter is None else dead_letter.topic,
+    )
     return RunPlan(
-        handler=handler,
+        handler=checked_topics.handler_of_originals(handler, batches=batch_size is not None),
         order=order,
         concurrency=concurrency,
         batch_size=batch_size,
         handler_policy=handler_policy or HandlerPolicy(),
         dead_letter=dead_letter,
+        retry_topics=checked_topics,
         on_failure=on_failure,
         on_outcome_unknown=on_outcome_unknown,
         requires=_check_requires(requires),

@@ -11,7 +11,8 @@ from resilient_io.deadlines import context_without_deadline
 
 from ..stats import RunCounters, RunStats
 from .dependencies import DependencyGate
-from .failures import CLOSE_TIMEOUT, DeadLetterWriter, FailureHandler
+from .failed_records import CLOSE_TIMEOUT, FailedRecordWriter
+from .failures import FailureHandler
 from .fetch_loop import FetchLoop
 from .scheduler import Scheduler
 from .watchdog import Watchdog
@@ -65,9 +66,7 @@ class Processor:
         self._cancel_grace = CANCEL_GRACE
         self._until = math.inf  # loop time at which a close must be over
         self._counters = RunCounters()
-        self._dead_letters = None
-        if plan.dead_letter is not None:
-            self._dead_letters = DeadLetterWriter(plan.dead_letter, self.make_producer)
+        self._writer = FailedRecordWriter(plan.dead_letter, self.make_producer)
         self._gate = DependencyGate(
             requires=plan.requires,
             concurrency=plan.concurrency,
@@ -80,7 +79,7 @@ class Processor:
             plan=plan,
             scheduler=self._scheduler,
             gate=self._gate,
-            dead_letters=self._dead_letters,
+            writer=self._writer,
             counters=self._counters,
             rng=self.rng,
             ready=self._records_ready,
@@ -102,7 +101,9 @@ class Processor:
             shutting_down=self._loop_is_shutting_down,
             check_membership=self.source.check_membership,
         )
-        self._fetch_loop = FetchLoop(self.source, self._scheduler, self._gate, self._workers.wake)
+        self._fetch_loop = FetchLoop(
+            self.source, self._scheduler, self._gate, plan.retry_topics, self._workers.wake
+        )
         self._watchdog = Watchdog(
             plan=plan,
             workers=self._workers,
@@ -112,6 +113,11 @@ class Processor:
             max_poll_interval=self.max_poll_interval,
             drain_timeout=self.drain_timeout,
         )
+
+    @property
+    def retry_topics(self) -> tuple[str, ...]:
+        """The topics to read in addition to those of the consumer."""
+        return self.plan.retry_topics.names
 
     async def run(self) -> None:
         """Handle records until `aclose()`; see `ResilientKafkaConsumer.run`."""
@@ -279,7 +285,6 @@ class Processor:
             close_timeout = CLOSE_TIMEOUT
         finally:
             ending = self._let_go()  # also if this task is cancelled: nothing may continue
-            if self._dead_letters is not None:
-                await self._dead_letters.aclose(close_timeout)
+            await self._writer.aclose(close_timeout)
         if ending:
             await asyncio.wait(ending, timeout=CANCEL_GRACE)

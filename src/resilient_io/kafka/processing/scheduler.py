@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from ..record import PartitionProgress, Record
+    from .headers import PastFailures
     from .options import Order, RunLimits
 
 
@@ -22,6 +23,7 @@ class Action(enum.Enum):
     """What to do next with a record that has failed."""
 
     HANDLE = "handle"  # call the handler again
+    RETRY_TOPIC = "retry topic"
     DEAD_LETTER = "dead letter"
     CALLBACK = "callback"  # call the application's `on_failure`
     SKIP = "skip"
@@ -35,6 +37,7 @@ class RetryState:
     first_failure: float
     last_failure: float
     error: Exception  # the last one of the handler, or that of the deserializer
+    past: PastFailures
     action: Action = Action.HANDLE
     attempts: int = 0  # handler calls that count
     not_counted: int = 0  # failures that a required dependency caused

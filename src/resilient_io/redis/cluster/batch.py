@@ -26,10 +26,9 @@ from ..attempt import (
     note_loss,
     submit,
 )
-from ..commands import Effect, effect_of
+from ..commands import Effect, effect_of, effect_of_batch
 from ..connection import LARGE, NotMultiplexable, PendingRequest
 from ..errors import CLOSED, REDIRECTED, refusal_in_cluster, remove_secrets
-from ..pipeline import effect_of_batch
 from ..scripts import RUNS_BY_HASH
 from .call import OF_A_SCRIPT
 

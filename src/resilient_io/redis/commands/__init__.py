@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .keys import no_keys
 from .registry import SPECS, known_names, lookup, register
-from .spec import CommandSpec, Effect, Route, effect_of, keys_of
+from .spec import CommandSpec, Effect, Route, effect_of, effect_of_batch, keys_of
 
 __all__ = [
     "SPECS",
@@ -16,6 +16,7 @@ __all__ = [
     "Effect",
     "Route",
     "effect_of",
+    "effect_of_batch",
     "keys_of",
     "known_names",
     "lookup",

@@ -122,3 +122,22 @@ def keys_of(spec: CommandSpec, args: Sequence[object]) -> Sequence[object]:
         args: The arguments as passed to `execute_command`, including the name.
     """
     return spec.keys(args[spec.operands_at :])
+
+
+_OVERWRITES = ("SET", "SETEX", "PSETEX", "SETRANGE", "MSET", "LSET", "HMSET", "CONFIG SET")
+"""Commands that write constants and read nothing: repeating any sequence of them is idempotent.
+
+This is not true of others that may be repeated alone: COPY a b, then SET a.
+"""
+
+
+def effect_of_batch(specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]) -> Effect:
+    """Return the effect of executing commands twice, in their order. Each includes its name."""
+    pending = {effect_of(spec, args) for spec, args in zip(specs, commands, strict=True)}
+    if pending <= {Effect.READ}:
+        return Effect.READ
+    if pending == {Effect.IDEMPOTENT} and (
+        len(specs) == 1 or all(spec.name in _OVERWRITES for spec in specs)
+    ):
+        return Effect.IDEMPOTENT
+    return max(Effect.NON_IDEMPOTENT, *pending)

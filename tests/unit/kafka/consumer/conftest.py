@@ -61,6 +61,7 @@ class FakeDriver:
         self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
         self._wait_consume_future = None
+        self._performed_join_prepare = False
         self._isolation_level = 0
         self.subscription = SimpleNamespace(assignment=None)
 
@@ -152,6 +153,8 @@ class FakeDriver:
 class DrainingProcessor(Processor):
     """The processor of a `run`, reduced to a drain that the test provides."""
 
+    retry_topics = ()
+
     def __init__(self, drain):
         self._drain_of_test = drain
 
@@ -186,7 +189,7 @@ class World:
             driver_failed=lambda instance, error: self.broken.append(error),
         )
         self.assignment = Assignment(self.counters)
-        self.use = ExclusiveUse("kafka")
+        self.use = ExclusiveUse("kafka", lambda topics: None)
         self.positions = Positions(
             self.health,
             assignment=self.assignment,

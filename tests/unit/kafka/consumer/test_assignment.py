@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import NoOffsetForPartitionError
 
 from resilient_io.health import FlightRecorder
 from resilient_io.kafka.consumer import ConsumerSettings
@@ -173,3 +174,29 @@ async def test_later_records_are_remembered_although_nothing_was_committed_yet(w
     due = assigned.due
     assert due.offset == 0
     assert decode_metadata(due.metadata, 0).handled == ((1, 2),)
+
+
+@pytest.mark.parametrize("strategy", ["earliest", "latest", "none"])
+async def test_retry_topics_begin_at_their_start_whatever_the_strategy(
+    world, monkeypatch, strategy
+):
+    reset = {}
+    monkeypatch.setattr("resilient_io.kafka.consumer.internals.subscribed", lambda _instance: [])
+    monkeypatch.setattr(
+        "resilient_io.kafka.consumer.internals.reset_position",
+        lambda _instance, partition, *, beginning: reset.update({partition: beginning}),
+    )
+    world.positions._strategy = strategy
+    world.positions.read_from_beginning(("r",))
+    retry = TopicPartition("r", 0)
+    world.log[retry] = []
+    instance = await world.join(A, retry)
+    assert reset == {retry: True} | ({} if strategy == "none" else {A: strategy == "earliest"})
+    reset.clear()
+    assert world.positions.handle(instance, NoOffsetForPartitionError(retry))
+    world.assignment.get(retry)._state.position = None
+    world.assignment.get(retry)._state.has_valid_position = False
+    await asyncio.sleep(1.0)
+    assert reset == {retry: True}
+    assert world.positions.handle(instance, NoOffsetForPartitionError(A)) is (strategy != "none")
+    await world.positions.aclose()

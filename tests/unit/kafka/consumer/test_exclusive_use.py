@@ -8,11 +8,13 @@ import pytest
 from resilient_io.kafka import KafkaClosed
 from resilient_io.kafka.consumer.iteration import ExclusiveUse
 
-RUN, LOOP = SimpleNamespace(activity="running"), SimpleNamespace(activity="iterating")
+RUN, LOOP = (
+    SimpleNamespace(activity=activity, retry_topics=()) for activity in ("running", "iterating")
+)
 
 
 async def test_a_second_user_is_refused_or_waits_for_one_that_is_ending():
-    use = ExclusiveUse("kafka")
+    use = ExclusiveUse("kafka", lambda topics: None)
     await use.acquire(RUN)
     with pytest.raises(RuntimeError, match="this consumer is running already"):
         await use.acquire(LOOP)
@@ -27,7 +29,7 @@ async def test_a_second_user_is_refused_or_waits_for_one_that_is_ending():
 
 
 async def test_closing_refuses_a_user_that_waits():
-    use = ExclusiveUse("kafka")
+    use = ExclusiveUse("kafka", lambda topics: None)
     await use.acquire(RUN)
     use.expect_release()
     waiting = asyncio.create_task(use.acquire(LOOP))

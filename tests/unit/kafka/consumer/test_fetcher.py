@@ -7,6 +7,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka import errors as driver
 
+from resilient_io import ConfigurationError
+
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 
 
@@ -36,6 +38,73 @@ async def test_resuming_a_partition_wakes_a_waiting_fetch(world):
     assert loop.time() - began == pytest.approx(2.0)
 
 
+async def test_records_that_are_put_back_are_delivered_first_once_the_partition_is_resumed(world):
+    await world.join(A, B)
+    found = await world.fetcher.fetch(3, 0.0)
+    assert world.fetcher.put_back(A, found[A][1:])
+    world.fetcher.pause([A], "not due")
+    assert list(await world.fetch_offsets()) == [B]
+    world.fetcher.resume([A], "not due")
+    assert await world.fetch_offsets() == {A: [1, 2]}
+    assert await world.fetch_offsets() == {A: list(range(3, 10))}
+
+
+async def test_records_of_a_former_assignment_are_not_put_back(world):
+    instance = await world.join(A)
+    found = await world.fetcher.fetch(3, 0.0)
+    await world.rebalancer.revoke(instance)
+    assert not world.fetcher.put_back(A, found[A])
+    await world.assign(instance, A)
+    assert not world.fetcher.put_back(A, found[A])
+    assert not world.fetcher.put_back(A, [])
+
+
+@pytest.fixture
+def existing(monkeypatch):
+    """Return the topics that exist, to be changed, and the failures of the requests for them."""
+    topics, failures = [], []
+
+    async def missing_topics(_instance, required):
+        if failures:
+            raise failures.pop(0)
+        return [topic for topic in required if topic not in topics]
+
+    monkeypatch.setattr("resilient_io.kafka.consumer.fetcher.missing_topics", missing_topics)
+    return topics, failures
+
+
+async def test_required_topics_are_waited_for_until_kafka_answers(world, existing):
+    topics, failures = existing
+    topics.append("r")
+    failures += [driver.NodeNotReadyError(), TimeoutError()]
+    waiting = asyncio.create_task(world.fetcher.require_topics(("r",)))
+    await asyncio.sleep(60.0)
+    assert not waiting.done()
+    await world.join(A)
+    await asyncio.sleep(3.0)
+    waiting.result()
+    assert failures == []
+
+
+async def test_a_missing_topic_raises_unless_it_is_created_soon(world, existing):
+    topics, _ = existing
+    await world.join(A)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(ConfigurationError, match="missing topics: 'r', 's'"):
+        await world.fetcher.require_topics(("r", "s"))
+    assert loop.time() - began == pytest.approx(5.0, abs=0.6)
+    waiting = asyncio.create_task(world.fetcher.require_topics(("r", "s")))
+    await asyncio.sleep(3.0)
+    topics += ["r", "s"]
+    await waiting
+    topics.clear()
+    waiting = asyncio.create_task(world.fetcher.require_topics(("r",)))
+    await asyncio.sleep(1.0)
+    world.fetcher.close()
+    await waiting
+
+
 async def test_arriving_records_wake_a_waiting_fetch(world):
     world.log[A] = []
     instance = await world.join(A)
@@ -53,7 +122,8 @@ async def test_arriving_records_wake_a_waiting_fetch(world):
 
 async def test_partitions_take_turns_while_more_arrives_of_each(world):
     world.per_request = 4
-    await world.join(A, B)
+    empty = [TopicPartition("t", number) for number in range(2, 5)]
+    await world.join(A, *empty, B)
     turns = [await world.fetch_offsets(4) for _ in range(5)]
     assert turns == [
         {A: [0, 1, 2, 3]},

@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import re
+from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -9,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.kafka.consumer import ConsumerOptions, ConsumerSettings, ResilientKafkaConsumer
-from resilient_io.kafka.consumer.options import GroupTimes
+from resilient_io.kafka.consumer.options import GroupTimes, check_subscription
 
 INVALID = [
     ({}, "no topics given: pass at least one topic, pattern= or partitions="),
@@ -33,6 +35,14 @@ INVALID = [
     ({"topics": ("t",), "max_poll_interval_ms": "5"}, "max_poll_interval_ms='5' must be an int"),
     ({"topics": ("t",), "session_timeout_ms": None}, "session_timeout_ms=None must be an int"),
     ({"topics": ("t",), "bootstrap_servers": ""}, "contains no server"),
+    (
+        {"topics": ("t",), "partition_assignment_strategy": "cooperative-sticky"},
+        "must be a list of assignors, for example .CooperativeStickyAssignor.",
+    ),
+    (
+        {"topics": ("t",), "partition_assignment_strategy": ["cooperative-sticky"]},
+        "must be a list of assignors",
+    ),
 ]
 
 OF_WRONG_TYPE = [
@@ -152,3 +162,36 @@ async def test_methods_refuse_invalid_arguments():
     with pytest.raises(TypeError, match="must be a coroutine function, not a plain function"):
         await consumer.run(print)
     await consumer.aclose()
+
+
+class Subscribed:
+    """What aiokafka's consumer is asked to subscribe to."""
+
+    def subscribe(self, *, topics=(), pattern=None, listener):
+        self.topics, self.pattern = topics, pattern
+
+
+@pytest.mark.parametrize("retry_topics", [(), ("t.retry.1m", "t.retry.10m")])
+def test_retry_topics_are_read_besides_the_topics(retry_topics):
+    instance = Subscribed()
+    of_topics = replace(check_subscription(("t", "u"), None, None, "g"), retry_topics=retry_topics)
+    of_topics.apply(instance, None)
+    assert instance.topics == ["t", "u", *retry_topics]
+    pattern = "t|orders"
+    of_pattern = replace(check_subscription((), pattern, None, "g"), retry_topics=retry_topics)
+    of_pattern.apply(instance, None)
+    for subscription in (of_topics, of_pattern):
+        read = ["t", *retry_topics]
+        assert all(subscription.reads(topic) for topic in read)
+        assert not subscription.reads("payments")
+    assert re.match(instance.pattern, "t.retry.1m")
+    for topic in ("payments", "p-t.retry.1m"):
+        assert not re.match(instance.pattern, topic)
+    other = replace(of_pattern, pattern="t$")
+    other.apply(instance, None)
+    for topic in ("t", *retry_topics):
+        assert re.match(instance.pattern, topic)
+        assert other.reads(topic)
+    for topic in ("t.retry.1mx", "t-retry.1m", "t.retry"):
+        assert not re.match(instance.pattern, topic)
+        assert not other.reads(topic)

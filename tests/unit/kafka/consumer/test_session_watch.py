@@ -141,6 +141,8 @@ async def test_a_consumer_without_a_group_has_no_heartbeats():
 class HeldProcessor(Processor):
     """The processor of a `run`, reduced to a list of calls of `hold`."""
 
+    retry_topics = ()
+
     def __init__(self, calls):
         self._calls = calls
 
@@ -170,7 +172,7 @@ async def test_doubt_holds_the_fetcher_and_the_current_user(options, session, ki
         rng=random.Random(1),
     )
     held = []
-    stream = SimpleNamespace(hold=lambda: held.append(True))
+    stream = SimpleNamespace(hold=lambda: held.append(True), retry_topics=())
     await runtime.use.acquire(stream if kind == "loop" else HeldProcessor(held))
     state = SimpleNamespace(position=0, has_valid_position=True, highwater=None)
     partition = TopicPartition("t", 0)

@@ -10,8 +10,8 @@ from resilient_io.kafka.processing import Processor, plan_run
 from resilient_io.kafka.record import PartitionProgress, Record, UnreadableRecord
 
 
-def partition(number=0):
-    return TopicPartition("t", number)
+def partition(number=0, topic="t"):
+    return TopicPartition(topic, number)
 
 
 class FakeSource:
@@ -30,6 +30,8 @@ class FakeSource:
         self.polls = []
         self.commits = 0
         self.membership_checks = 0
+        self.required = []
+        self.put_back_records = {}
         self.processor = None
         self._arrived = asyncio.Event()
         for each in partitions or (partition(),):
@@ -42,6 +44,7 @@ class FakeSource:
         for each in partitions:
             self.log.setdefault(each, [])
             self.position[each] = self.committed.get(each, 0)
+            self.put_back_records.pop(each, None)
             self.progress_of[each] = PartitionProgress()
         if self.processor is not None:
             self.processor.assigned(partitions)
@@ -59,15 +62,26 @@ class FakeSource:
             del self.progress_of[each]
             self.reasons[each].discard("revoked")
 
-    def put(self, key, value=b"v", number=0, *, headers=(), error=None, read_as=None):
+    def put(
+        self,
+        key,
+        value=b"v",
+        number=0,
+        *,
+        topic="t",
+        timestamp=None,
+        headers=(),
+        error=None,
+        read_as=None,
+    ):
         """Append a record; `read_as` is its deserialized value, `error` why it has none."""
-        where = partition(number)
+        where = partition(number, topic)
         offset = len(self.log[where])
         record = Record(
             topic=where.topic,
             partition=number,
             offset=offset,
-            timestamp=1_000 + offset,
+            timestamp=1_000 + offset if timestamp is None else timestamp,
             timestamp_type=0,
             key=key,
             value=value,
@@ -90,8 +104,8 @@ class FakeSource:
     def paused(self, where):
         return bool(self.reasons.get(where))
 
-    def committable(self, number=0):
-        return self.progress_of[partition(number)].committable
+    def committable(self, number=0, topic="t"):
+        return self.progress_of[partition(number, topic)].committable
 
     async def commit(self, timeout):
         self.commits += 1
@@ -112,12 +126,14 @@ class FakeSource:
             for where, progress in self.progress_of.items():
                 if self.paused(where) or max_records == 0:
                     continue
-                start = self.position[where]
-                records = self.log[where][start : start + max_records]
+                records = self.put_back_records.pop(where, [])
+                if not records:
+                    start = self.position[where]
+                    records = self.log[where][start : start + max_records]
+                    self.position[where] += len(records)
                 if not records:
                     continue
-                max_records -= len(records)
-                self.position[where] += len(records)
+                max_records = max(0, max_records - len(records))
                 for record in records:
                     record._progress = progress
                     progress.delivered(record.offset)
@@ -129,6 +145,15 @@ class FakeSource:
                     await self._arrived.wait()
             except TimeoutError:
                 pass
+
+    async def require_topics(self, topics):
+        self.required.append(topics)
+
+    def put_back(self, where, records):
+        if records[0]._progress is not self.progress_of.get(where):
+            return False
+        self.put_back_records[where] = [*records, *self.put_back_records.get(where, [])]
+        return True
 
     def pause(self, partitions, reason):
         for each in partitions:
@@ -252,7 +277,7 @@ async def scenes():
 @pytest.fixture
 def sources():
     """Create sources: `sources(2)` has the partitions 0 and 1."""
-    return lambda count=1: FakeSource(*map(partition, range(count)))
+    return lambda count=1, *further: FakeSource(*map(partition, range(count)), *further)
 
 
 @pytest.fixture
