@@ -93,6 +93,7 @@ _NO_OPTIONS: dict[str, Any] = {}
 _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+_spec_of = SPECS.get
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
@@ -350,7 +351,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         multiplexer = self._runtime.multiplexer
         connection = multiplexer.fast
         operation = args[0]
-        spec = SPECS.get(operation)
+        spec = _spec_of(operation)
         if (
             connection is None
             or spec is None
@@ -392,7 +393,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         except CancelledError:
             multiplexer.abandon_future(future)
             raise
-        if isinstance(reply, Exception):
+        if type(reply) is not bytes and isinstance(reply, Exception):
             call = self._multiplexed_call(Command(spec, args, options), data, reply)
             return await self._runtime.executor.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
