@@ -181,7 +181,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "fencing",
         "redis/multiplexer.py",
         "        self._reconnector.fence(connection, next(iter(self.connections), None))\n",
-        """        if not connection.retired.done():
+        """        if not connection.retired:
             self._reconnector.fence(connection, next(iter(self.connections), None))
 """,
         "Calls that were in flight when a connection was retired wait until their deadline, and "
@@ -306,7 +306,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "head-replies-dropped",
         "reply matching",
-        "redis/pipeline.py",
+        "redis/batch.py",
         "            self._answers += answers\n",
         "            self._answers = answers + self._answers\n",
         "A pipeline that was continued after a lost connection returns the replies of its tail "
@@ -752,7 +752,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "answered-head-sent-again",
         "pipelines",
-        "redis/pipeline.py",
+        "redis/batch.py",
         'data, count = b"".join(self._packed[done:]), len(self._packed) - done',
         'data, count = b"".join(self._packed), len(self._packed)',
         "A pipeline whose first commands were answered is sent again with them, so their INCRs "
@@ -775,7 +775,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "queued-replies-count-as-answers",
         "pipelines",
-        "redis/pipeline.py",
+        "redis/batch.py",
         """            if not self._transaction:
                 arrived = request.replies[len(self._loads) :]
                 self._clean(arrived)
@@ -817,7 +817,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "one-refusal-repeats-batch",
         "pipelines",
-        "redis/pipeline.py",
+        "redis/batch.py",
         "if not all(isinstance(reply, Exception) and refusal(reply) for reply in replies):",
         "if not any(isinstance(reply, Exception) and refusal(reply) for reply in replies):",
         "A pipeline of which the server refused one command is sent again, also those that were "

@@ -27,7 +27,7 @@ FILES = (
     ),
     *("redis/connect.py", "redis/multiplexer.py", "redis/pool.py", "redis/pipeline.py"),
     *("redis/exclusive_call.py", "redis/driver_connection.py"),
-    *("redis/waiting.py", "redis/session.py"),
+    *("redis/batch.py", "redis/waiting.py", "redis/session.py"),
     *("redis/probe.py", "redis/runtime.py", "redis/sharing.py", "redis/scripts.py"),
     *("redis/lock.py", "redis/lock_keys.py", "redis/large_replies.py"),
     *("health/prober.py", "health/machine.py", "health/dependency.py"),

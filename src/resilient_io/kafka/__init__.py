@@ -5,6 +5,7 @@ from __future__ import annotations
 from .consumer import (
     ConsumerSettings,
     ConsumerStats,
+    CooperativeStickyAssignor,
     KafkaRecordsLost,
     Record,
     RecordsLost,
@@ -42,6 +43,7 @@ from .producer import (
 __all__ = [
     "ConsumerSettings",
     "ConsumerStats",
+    "CooperativeStickyAssignor",
     "DeadLetter",
     "DeadLetterFilter",
     "DeliveryFailure",

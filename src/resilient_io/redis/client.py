@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import functools
 import warnings
@@ -16,7 +15,6 @@ import hiredis
 import redis.asyncio as driver
 import redis.asyncio.client as driver_client
 from redis.client import NEVER_DECODE
-from redis.exceptions import RedisError
 
 from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.deadlines import current_deadline, deadline, earlier
@@ -31,7 +29,7 @@ from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
 from .connection import LARGE
 from .durability import is_replicated
-from .errors import RouteRefused, remove_secrets
+from .errors import RouteRefused
 from .exclusive_call import ExclusiveCall
 from .frequent import FrequentCommands
 from .instrumentation import is_patched, trace_command
@@ -62,7 +60,7 @@ from .wrong_server import check_pushes, needs_pushes
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from redis.asyncio.client import Monitor
     from redis.asyncio.connection import ConnectionPool
@@ -95,6 +93,7 @@ _NO_OPTIONS: dict[str, Any] = {}
 _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+_spec_of = SPECS.get
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
@@ -352,7 +351,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         multiplexer = self._runtime.multiplexer
         connection = multiplexer.fast
         operation = args[0]
-        spec = SPECS.get(operation)
+        spec = _spec_of(operation)
         if (
             connection is None
             or spec is None
@@ -394,7 +393,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         except CancelledError:
             multiplexer.abandon_future(future)
             raise
-        if isinstance(reply, Exception):
+        if type(reply) is not bytes and isinstance(reply, Exception):
             call = self._multiplexed_call(Command(spec, args, options), data, reply)
             return await self._runtime.executor.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
@@ -881,15 +880,6 @@ async def _nothing() -> None:
     """Close no pool."""
 
 
-@contextlib.contextmanager
-def _without_secrets(target: RedisTarget) -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        remove_secrets(error, target.secrets)
-        raise
-
-
 class _Monitor(driver_client.Monitor):
     """redis-py's monitor, whose errors contain no secrets."""
 
@@ -899,5 +889,5 @@ class _Monitor(driver_client.Monitor):
         self._target = client._runtime.target
 
     async def connect(self) -> None:
-        with _without_secrets(self._target):
+        with self._target.without_secrets():
             await super().connect()  # type: ignore[no-untyped-call]

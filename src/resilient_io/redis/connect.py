@@ -36,7 +36,7 @@ from .driver_connection import (
     socket_of,
     text_of,
 )
-from .errors import ConnectionFailure, connection_failure
+from .errors import ConnectionFailure, connection_failure, remove_secrets
 from .sentinel import SentinelAddress
 from .tls import (
     PLAIN_PORT,
@@ -355,6 +355,15 @@ class RedisTarget:
         text = text_of(secret)
         if text and text not in self._provided:
             self._provided = [*self._provided, text][-_REMEMBERED:]
+
+    @contextlib.contextmanager
+    def without_secrets(self) -> Iterator[None]:
+        """Remove secrets from the exceptions of redis-py that pass through."""
+        try:
+            yield
+        except (driver.RedisError, OSError) as error:
+            remove_secrets(error, self.secrets)
+            raise
 
     def failure(self, error: BaseException) -> ConnectionFailure:
         """Return why connecting or talking to this server failed, without secrets."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import warnings
@@ -12,21 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 import redis.asyncio.client as driver_client
-from redis.exceptions import RedisError
 
 from resilient_io.health import Cause
 
 from .commands import lookup
 from .connection import NotMultiplexable
-from .errors import ConnectionFailure, remove_secrets
+from .errors import ConnectionFailure
 from .messages import MOST_BYTES, MOST_MESSAGES, Gap, MessageQueue
 from .subscription import SubscriptionCall
 from .subscription_connection import SUBSCRIBING, UNSUBSCRIBING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from .connect import RedisTarget
     from .messages import Item
     from .runtime import Runtime
     from .subscription import Subscription
@@ -137,7 +134,7 @@ class ResilientPubSub(driver_client.PubSub):
                 send = partial(subscription.send, name, args)
             await self._run(subscription, name, send)
         if self._plain:
-            with _without_secrets(self._runtime.target):
+            with self._runtime.target.without_secrets():
                 await super().execute_command(*args)
 
     async def connect(self) -> None:
@@ -241,7 +238,7 @@ class ResilientPubSub(driver_client.PubSub):
             UnicodeDecodeError: With `decode_responses=True`, a message is not text.
         """
         if self._plain:
-            with _without_secrets(self._runtime.target):
+            with self._runtime.target.without_secrets():
                 return await super().parse_response(block, timeout or 0)
         return await self._take(await self._reader(), block=block, timeout=timeout or 0.0)
 
@@ -386,12 +383,3 @@ _CLIENT_CLOSED = ConnectionFailure(Cause.CLOSED, "the client was closed, and is 
 
 class _GapResponse(list[Any]):
     """A gap in the place of a response."""
-
-
-@contextlib.contextmanager
-def _without_secrets(target: RedisTarget) -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        remove_secrets(error, target.secrets)
-        raise

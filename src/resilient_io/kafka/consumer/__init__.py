@@ -6,6 +6,7 @@ from aiokafka import TopicPartition
 
 from ..record import Record, UnreadableRecord
 from ..stats import ConsumerStats
+from .assignor import CooperativeStickyAssignor
 from .client import ResilientKafkaConsumer
 from .options import ConsumerOptions, ConsumerSettings
 from .positions import KafkaRecordsLost, RecordsLost
@@ -14,6 +15,7 @@ __all__ = [
     "ConsumerOptions",
     "ConsumerSettings",
     "ConsumerStats",
+    "CooperativeStickyAssignor",
     "KafkaRecordsLost",
     "Record",
     "RecordsLost",

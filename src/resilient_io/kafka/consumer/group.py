@@ -79,8 +79,11 @@ class Committer:
                 committing.append(each)
         if not committing or committing[0].member is None:
             return True
+        instance, member = committing[0].instance, committing[0].member
+        if internals.between_generations(instance, member):
+            return False  # the group is about to say which partitions stay
         try:
-            await internals.commit_once(committing[0].instance, due, committing[0].member)
+            await internals.commit_once(instance, due, member)
         # The boundary to the driver, which may raise anything: closing must continue.
         except Exception as error:  # noqa: BLE001
             self._note_failure(error)
@@ -123,9 +126,11 @@ class Rebalancer:
     counters: ConsumerCounters
     _losing: list[asyncio.Task[None]] = field(init=False, default_factory=list)
 
-    async def revoke(self, instance: ConsumerDriver) -> None:
-        """Drain, commit and remove all partitions of an instance."""
-        going = self.assignment.stop_fetching(instance)
+    async def revoke(
+        self, instance: ConsumerDriver, partitions: Collection[TopicPartition] | None = None
+    ) -> None:
+        """Drain, commit and remove partitions of an instance; None means all of them."""
+        going = self.assignment.stop_fetching(instance, partitions)
         if not going:
             return
         self.health.note("partitions revoked", partitions=len(going))
@@ -146,8 +151,9 @@ class Rebalancer:
         await self.lost_partitions_removed()
         group = None
         try:
-            async with asyncio.timeout(self.settings.commit_timeout):
-                group = await self.positions.committed(instance, sorted(partitions))
+            if partitions:
+                async with asyncio.timeout(self.settings.commit_timeout):
+                    group = await self.positions.committed(instance, sorted(partitions))
         except (KafkaError, TimeoutError):
             pass  # aiokafka queries the offsets, too, and retries
         member = internals.member_of(instance)
@@ -168,14 +174,23 @@ class Rebalancer:
         self.counters.rebalances += 1
         name, count = self.health.name, len(partitions)
         _log.info(
-            "%s: assigned %d partitions",
+            "%s: assigned %d partitions, %d in total",
             name,
             count,
+            len(self.assignment.partitions),
             extra={"event": "partitions_assigned", "dependency": name, "partitions": count},
         )
         self.health.note("partitions assigned", partitions=count)
-        self.use.assigned(self.assignment.partitions)
+        self.use.assigned(tuple(partitions))
         self.fetcher.wake()
+
+    def joined_again(self, instance: ConsumerDriver) -> None:
+        """Note that the group has let this member keep its partitions, in a new generation."""
+        member = internals.member_of(instance)
+        for each in self.assignment.all:
+            if each.instance is instance:
+                each.member = member
+        self.session.confirm(asyncio.get_running_loop().time())
 
     def lose(self, instance: ConsumerDriver) -> None:
         """Drain and remove the partitions of an instance that has ended; it cannot commit."""

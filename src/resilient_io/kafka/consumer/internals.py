@@ -63,6 +63,16 @@ def reassigning(instance: ConsumerDriver) -> bool:
     return bool(driver._subscription.reassignment_in_progress)
 
 
+def rebalancing(instance: ConsumerDriver) -> bool:
+    """Return whether this member waits for the group (`GroupCoordinator._performed_join_prepare`).
+
+    With cooperative rebalances, it reads its partitions meanwhile.
+    """
+    driver: Any = instance
+    joining = getattr(driver._coordinator, "_performed_join_prepare", False)
+    return bool(joining) or reassigning(instance)
+
+
 def note_poll(instance: ConsumerDriver) -> None:
     """Count as a poll for `max_poll_interval_ms` (`SubscriptionState.fetch_context`)."""
     driver: Any = instance
@@ -124,6 +134,15 @@ def member_of(instance: ConsumerDriver) -> GroupMember | None:
     driver: Any = instance
     generation = getattr(driver._coordinator, "generation", -1)
     return (generation, driver._coordinator.member_id) if generation >= 0 else None
+
+
+def between_generations(instance: ConsumerDriver, member: GroupMember) -> bool:
+    """Return whether the group has a new generation whose partitions are not assigned yet.
+
+    Then offsets cannot be committed (`GroupCoordinator._performed_join_prepare`).
+    """
+    driver: Any = instance
+    return driver._coordinator._performed_join_prepare and member_of(instance) != member
 
 
 def on_heartbeat(instance: ConsumerDriver, confirmed: Callable[[float], None]) -> None:

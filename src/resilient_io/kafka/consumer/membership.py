@@ -100,7 +100,7 @@ class GroupDetector:
             self._waiting_since, self._reported = None, []  # DOWN forgets what was reported
         if instance is None:
             return
-        if not internals.reassigning(instance):
+        if not internals.rebalancing(instance):
             self._waiting_since = None
             for part in self._reported:
                 self._reporter.part_back(part)

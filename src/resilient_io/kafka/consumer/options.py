@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 
     from ..driver import ConsumerDriver
+    from .assignor import CooperativeStickyAssignor
     from .positions import OnGap
 
 
@@ -87,7 +88,9 @@ class ConsumerOptions(ClientOptions, total=False):
     max_partition_fetch_bytes: int
     auto_offset_reset: Literal["earliest", "latest", "none"]
     check_crcs: bool
-    partition_assignment_strategy: Sequence[type[AbstractPartitionAssignor]]
+    partition_assignment_strategy: Sequence[
+        type[AbstractPartitionAssignor | CooperativeStickyAssignor]
+    ]
     max_poll_interval_ms: int
     rebalance_timeout_ms: int | None
     session_timeout_ms: int
@@ -131,7 +134,16 @@ def split_consumer_options(options: Mapping[str, Any]) -> Options:
     for name, choices in _CHOICES.items():
         if name in split.own:
             check_choice(name, split.own[name], choices)
+    _check_assignors(split.own.get("partition_assignment_strategy", ()))
     return split
+
+
+def _check_assignors(assignors: object) -> None:
+    if not isinstance(assignors, list | tuple) or not all(hasattr(a, "assign") for a in assignors):
+        raise ConfigurationError(
+            f"partition_assignment_strategy={assignors!r} must be a list of assignors, for example "
+            f"[CooperativeStickyAssignor]"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

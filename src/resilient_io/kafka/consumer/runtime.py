@@ -18,6 +18,7 @@ from ..stats import ConsumerStats
 from ..supervisor import Supervisor
 from . import internals
 from .assignment import Assignment
+from .cooperative import rebalance_cooperatively, with_own_assignor
 from .fetcher import Fetcher
 from .group import Committer, RebalanceListener, Rebalancer
 from .housekeeping import (
@@ -331,7 +332,7 @@ class ConsumerRuntime:
             group_id=self.subscription.group,
             enable_auto_commit=False,
             **(_METADATA_AGE | self.target.client_options()),
-            **(_DEFAULTS | dict(self.options) | _OWN),
+            **(_DEFAULTS | with_own_assignor(self.options) | _OWN),
         )
         return instance
 
@@ -341,6 +342,7 @@ class ConsumerRuntime:
             instance,
             functools.partial(self.supervisor.driver_failed, instance, replace=False),
         )
+        rebalance_cooperatively(instance, self._rebalancer)
         self._subscribed = instance
         self._subscribe(instance)
 

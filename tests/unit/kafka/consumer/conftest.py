@@ -61,6 +61,7 @@ class FakeDriver:
         self._fetcher = self._coordinator = self._subscription = self._client = self
         self.member_id = "me"
         self._wait_consume_future = None
+        self._performed_join_prepare = False
         self._isolation_level = 0
         self.subscription = SimpleNamespace(assignment=None)
 

@@ -35,6 +35,14 @@ INVALID = [
     ({"topics": ("t",), "max_poll_interval_ms": "5"}, "max_poll_interval_ms='5' must be an int"),
     ({"topics": ("t",), "session_timeout_ms": None}, "session_timeout_ms=None must be an int"),
     ({"topics": ("t",), "bootstrap_servers": ""}, "contains no server"),
+    (
+        {"topics": ("t",), "partition_assignment_strategy": "cooperative-sticky"},
+        "must be a list of assignors, for example .CooperativeStickyAssignor.",
+    ),
+    (
+        {"topics": ("t",), "partition_assignment_strategy": ["cooperative-sticky"]},
+        "must be a list of assignors",
+    ),
 ]
 
 OF_WRONG_TYPE = [

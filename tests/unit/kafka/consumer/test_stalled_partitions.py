@@ -107,7 +107,7 @@ async def test_an_open_transaction_that_hides_records_is_named(scene):
 async def test_a_rebalance_that_does_not_end_is_reported(scene):
     group = GroupDetector(scene.health, 60.0, "billing")
     subscription = SimpleNamespace(reassignment_in_progress=True)
-    instance = SimpleNamespace(_subscription=subscription)
+    instance = SimpleNamespace(_subscription=subscription, _coordinator=None)
     loop = asyncio.get_running_loop()
     for _ in range(61):
         group.check(instance, loop.time())
@@ -129,7 +129,8 @@ async def test_a_full_group_is_reported_until_the_member_joins(scene):
     await asyncio.sleep(0.1)
     assert scene.health.cause is Cause.OVERLOADED
     assert "the group 'billing': full (group.max.size of the brokers)" in scene.health.detail
-    instance = SimpleNamespace(_subscription=SimpleNamespace(reassignment_in_progress=False))
+    subscription = SimpleNamespace(reassignment_in_progress=False)
+    instance = SimpleNamespace(_subscription=subscription, _coordinator=None)
     group.check(instance, 0.0)
     assert scene.health.state is State.UP
     group.instance_failed(KafkaError("its fetching task ended"))
