@@ -181,7 +181,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "fencing",
         "redis/multiplexer.py",
         "        self._reconnector.fence(connection, next(iter(self.connections), None))\n",
-        """        if not connection.retired.done():
+        """        if not connection.retired:
             self._reconnector.fence(connection, next(iter(self.connections), None))
 """,
         "Calls that were in flight when a connection was retired wait until their deadline, and "

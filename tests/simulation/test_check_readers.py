@@ -93,6 +93,22 @@ def test_a_holder_knows_its_timeout(seconds, closed, broken):
     assert story.broken == ([name] if broken else [])
 
 
+@pytest.mark.parametrize(("seconds", "broken"), [(0.3, False), (1.0, True)])
+def test_a_holder_is_notified_when_its_client_is_closed(seconds, broken):
+    story = Story()
+    _taken(story)
+    hold = story.start(23, kind="hold", facts={"lock": "lock0", "token": "aaaa"})
+    hold.facts["watched"] = story.time
+    story.wait(0.5)
+    for event in ("closing", "closed"):
+        story.event(event, client="a")
+    story.wait(seconds)
+    hold.facts["lost_at"], hold.facts["lost"] = story.history.next(), story.time
+    story.end(hold)
+    name = "a_holder_is_notified_when_its_client_is_closed"
+    assert story.broken == ([name] if broken else [])
+
+
 @pytest.mark.parametrize("renew", [False, True])
 def test_a_renewed_lock_is_kept(renew):
     story = Story()

@@ -552,6 +552,8 @@ class Reporter:
     clients are two parts.
     """
 
+    __slots__ = ("_closed", "_dependency")
+
     def __init__(self, dependency: Dependency) -> None:
         self._dependency = dependency
         self._closed = False

@@ -13,6 +13,8 @@ FLAP_WINDOW = 60.0  # seconds for which a fall counts against a dependency
 MOST_TO_RISE = 16  # largest number of good probes that a flapping dependency needs to be UP again
 RISE_SPACING = 0.1  # seconds between the good probes of a dependency that needs more than one
 
+_UP = State.UP  # a member of an enumeration takes longer to look up than a global
+
 Part: TypeAlias = tuple[object, str]
 """A part of a dependency: the client that reports it (or None), and its name."""
 
@@ -73,16 +75,6 @@ class Machine:
         return self._contact
 
     @property
-    def _settled(self) -> bool:
-        """Whether it is UP and there is nothing that a good probe could change."""
-        return (
-            self.state is State.UP
-            and self._contact is State.UP
-            and not self._suspected
-            and not self._not_serving
-        )
-
-    @property
     def parts_lost(self) -> list[str]:
         """The lost parts, in the order in which they were lost."""
         return [name for _, name in (*self._parts, *self._suspected)]
@@ -106,7 +98,9 @@ class Machine:
     def probe_ok(self, now: float, latency: float | None) -> Change | None:
         """Take a good answer to a probe."""
         self.probes_ok += 1
-        if self._settled:
+        settled = self.state is _UP and self._contact is _UP and not self._suspected
+        if settled and not self._not_serving:
+            # There is nothing that a good probe could change.
             self.streak = 0
             if latency is not None:
                 self.latency = latency

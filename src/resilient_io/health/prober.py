@@ -76,7 +76,7 @@ class _Probe:
     """
 
     __slots__ = (
-        "_handle", "began", "client", "expired", "lost", "silence", "suspicious", "task",
+        "began", "client", "ending", "expired", "lost", "silence", "suspicious", "task",
     )  # fmt: skip
 
     def __init__(
@@ -93,24 +93,25 @@ class _Probe:
         self.began = began
         self.lost = lost
         self.silence = ""  # what was known about the links when its time was over
-        self._handle: asyncio.Handle | None = None
+        self.ending: asyncio.Handle | None = None
+        """Ends it in this iteration of the loop."""
         self.expired = False
         """Whether it was ended."""
 
     def end(self) -> None:
         """End the probe in the next iteration of the loop. Idempotent."""
-        if self._handle is None and not self.expired:
-            self._handle = self.task.get_loop().call_soon(self._expire)
+        if self.ending is None and not self.expired:
+            self.ending = self.task.get_loop().call_soon(self._expire)
 
     def leave(self) -> bool:
         """Return whether a CancelledError of the probe is due to `end` alone."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        if self.ending is not None:
+            self.ending.cancel()
+            self.ending = None
         return self.expired and self.task.uncancel() <= 0
 
     def _expire(self) -> None:
-        self._handle, self.expired = None, True
+        self.ending, self.expired = None, True
         self.task.cancel()
 
 
@@ -171,7 +172,9 @@ class _Runner:
                 if probe is None:
                     continue
                 try:
-                    work = _as_coroutine(probe.client.probe(probe.suspicious))
+                    work = probe.client.probe(probe.suspicious)
+                    if type(work) is not types.CoroutineType:
+                        work = _await(work)
                     try:
                         awaited = work.send(None)
                     except StopIteration as end:
@@ -194,10 +197,6 @@ class _Runner:
         self._started = False
         if self._due:
             self._start()
-
-
-def _as_coroutine(work: Awaitable[float]) -> Coroutine[Any, Any, float]:
-    return work if isinstance(work, types.CoroutineType) else _await(work)
 
 
 async def _await(work: Awaitable[float]) -> float:
@@ -456,20 +455,20 @@ class Prober:
 
     def answered(self, probe: _Probe, latency: float) -> None:
         """Take the good result of a probe."""
-        probe.leave()
-        if self._running is not probe:
+        if probe.ending or probe.expired:
+            probe.leave()
+        alarm = self._alarm
+        if self._running is not probe or alarm is None:
             return  # its client was detached
         self._running = None
         machine, now = self._machine, self._time()
         change = machine.probe_ok(now, latency)
-        if change is None and machine.state is _UP and not (probe.suspicious or self._preempted):
+        suspected = probe.suspicious or self._suspected or self._preempted
+        if suspected or change is not None or machine.state is not _UP:
+            self._end(probe, now, change, None)
+        else:
             self._ended = now
-            if self._suspected:
-                self._wake()
-            else:
-                self._ring_at(now + self._interval, self._early)
-            return
-        self._end(probe, now, change, None)
+            alarm.set(now + self._interval, self._early)
 
     def failed(self, probe: _Probe, error: BaseException) -> bool:
         """Take the exception of a probe. Return whether it was one; it may be a cancellation."""

@@ -157,8 +157,9 @@ class HealthSettings:
 
     Args:
         interval: Seconds between probes while the dependency is UP. No probe is sent while replies
-            arrive. A probe may be 5 % early, so that many dependencies share timers. More than 200
-            clients of one Redis server take turns; see "Connections" in the documentation.
+            arrive. A probe may be early by a fifth of the interval, so that many dependencies share
+            timers. More than 200 clients of one Redis server take turns; see "Connections" in the
+            documentation.
         timeout: Time limit of a probe, in seconds. Time during which our own event loop was blocked
             does not count.
         fall: Number of consecutive failures that make the dependency DOWN, if one alone proves

@@ -121,6 +121,8 @@ class Subscription(Generic[T]):
 class Subscriptions(Generic[T]):
     """The callbacks of one owner, isolated from the owner and from each other."""
 
+    __slots__ = ("_all", "_running", "name")
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._all: list[Subscription[T]] = []
@@ -179,6 +181,8 @@ class Subscriptions(Generic[T]):
 
 class Broadcast(Generic[T]):
     """Holds the latest item and wakes the tasks that wait for one."""
+
+    __slots__ = ("_waiters", "closed", "latest", "number")
 
     def __init__(self, latest: T) -> None:
         self.latest = latest

@@ -118,6 +118,8 @@ class AddressSource(Protocol):
 class ConfiguredAddress:
     """The host and port of the settings."""
 
+    __slots__ = ("_address",)
+
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
 
@@ -169,6 +171,8 @@ class SharedTask:
 
 class Places:
     """The current addresses of a server, those that have not failed lately first."""
+
+    __slots__ = ("_failed", "_lookup", "_source")
 
     def __init__(self, source: AddressSource) -> None:
         self._source = source

@@ -483,6 +483,8 @@ SIZED = (bytes, str)
 class Packer:
     """Packs commands as redis-py's encoder would, with hiredis where both agree."""
 
+    __slots__ = ("_encoder", "direct")
+
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
         self.direct = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8") and (

@@ -71,6 +71,8 @@ class BlockedCalls:
     `find_shared` returns a shared connection over which the server can be asked, or None.
     """
 
+    __slots__ = ("_direct", "_find_shared", "_permitted", "_task", "_waiting")
+
     def __init__(self, find_shared: Callable[[], MultiplexedConnection | None]) -> None:
         self._find_shared = find_shared
         self._waiting: dict[AbstractConnection, ExclusiveConnection] = {}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import redis.asyncio.client as driver
+import redis.utils as driver_utils
 from redis.client import CaseInsensitiveDict
+from redis.event import AfterPooledConnectionsInstantiationEvent, ClientType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from redis.asyncio.connection import ConnectionPool
 
     from .attempt import Callbacks
 
@@ -29,7 +37,8 @@ def shorten_for_ok(callback: Callable[..., Any]) -> Callable[..., Any]:
 class SharedCallbacks:
     """A base of clients that gives each its own table only when it asks for it.
 
-    redis-py gives each client a table of its own, of 13 KB.
+    redis-py gives each client a table of its own, of 13 KB. To fill it takes longer than all else
+    that redis-py does for a client with a pool.
     """
 
     callback_table: Callbacks
@@ -47,9 +56,37 @@ class SharedCallbacks:
         def response_callbacks(self, table: Callbacks) -> None:
             self.callback_table, self._callbacks_shared = table, False
 
+    def init_with_pool(
+        self,
+        init: Callable[..., None],
+        pool: ConnectionPool,
+        *,
+        single_connection_client: bool = False,
+        **options: Any,
+    ) -> None:
+        """Do what redis-py's `init` does with a pool, without a table if there is a shared one."""
+        dispatcher = options.get("event_dispatcher")
+        known = len(options) == 1 and _kind_of(pool.connection_kwargs) in _tables
+        if dispatcher is None or not known or not _is_original(init):
+            init(connection_pool=pool, single_connection_client=single_connection_client, **options)
+            return
+        # redis-py 8.1 `Redis.__init__`.
+        created = AfterPooledConnectionsInstantiationEvent([pool], ClientType.ASYNC, None)
+        dispatcher.dispatch(created)
+        vars(self).update(
+            _event_dispatcher=dispatcher,
+            auto_close_connection_pool=False,
+            connection_pool=pool,
+            single_connection_client=single_connection_client,
+            connection=None,
+            _single_conn_lock=asyncio.Lock(),
+            _usage_counter=0,
+            _usage_lock=asyncio.Lock(),
+        )
+
     def share_callbacks(self, settings: Mapping[str, Any], changes: Callbacks) -> None:
         """Use the table of all clients with the same settings: redis-py's, with `changes`."""
-        kind = (str(settings.get("protocol")), bool(settings.get("legacy_responses", True)))
+        kind = _kind_of(settings)
         table = _tables.get(kind)
         if table is None:
             table = _tables[kind] = self.callback_table
@@ -65,3 +102,17 @@ class SharedCallbacks:
             dict.update(own, self.callback_table)
             self.callback_table, self._callbacks_shared = own, False
         return self.callback_table
+
+
+def _kind_of(settings: Mapping[str, Any]) -> tuple[str, bool]:
+    return str(settings.get("protocol")), bool(settings.get("legacy_responses", True))
+
+
+def _is_original(init: Callable[..., None]) -> bool:
+    """Return whether this is redis-py's own method, which no tracer or subclass has replaced."""
+    function = getattr(init, "__func__", None)
+    if type(function) is not FunctionType:
+        return False
+    if not any(function.__globals__ is vars(module) for module in (driver, driver_utils)):
+        return False
+    return inspect.unwrap(function).__globals__ is vars(driver)

@@ -93,6 +93,7 @@ _NO_OPTIONS: dict[str, Any] = {}
 _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+_spec_of = SPECS.get
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 
@@ -186,12 +187,13 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         if connection_pool is not None and given.get("event_dispatcher") is None:
             # redis-py 8.1 would create another one, with nine objects.
             given["event_dispatcher"] = getattr(connection_pool, "_event_dispatcher", None)
+        given["single_connection_client"] = single_connection_client
         with explain_options(tuple(secrets_in(given))):
-            super().__init__(
-                connection_pool=connection_pool,
-                single_connection_client=single_connection_client,
-                **given,
-            )
+            if connection_pool is None:
+                super().__init__(**given)
+            else:
+                self.init_with_pool(super().__init__, connection_pool, **given)
+        del given["single_connection_client"]
         interval = interval or pool_settings(self.connection_pool).get("health_check_interval", 0)
         self._reopen = reopen
         self._seeded = rng
@@ -349,7 +351,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         multiplexer = self._runtime.multiplexer
         connection = multiplexer.fast
         operation = args[0]
-        spec = SPECS.get(operation)
+        spec = _spec_of(operation)
         if (
             connection is None
             or spec is None
@@ -391,7 +393,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         except CancelledError:
             multiplexer.abandon_future(future)
             raise
-        if isinstance(reply, Exception):
+        if type(reply) is not bytes and isinstance(reply, Exception):
             call = self._multiplexed_call(Command(spec, args, options), data, reply)
             return await self._runtime.executor.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.

@@ -469,6 +469,10 @@ class MultiplexedConnection(asyncio.Protocol):
     )
     # fmt: on
 
+    _end: asyncio.Future[None] | None
+    _retirement: asyncio.Future[None] | None
+    _fenced: asyncio.Future[bool] | None
+
     def __init__(
         self,
         connection: Any,
@@ -525,9 +529,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self.retired = False
         """Whether it accepts no more calls, and is closed after the last reply."""
         # Each takes 0.14 KB, and a connection that stays open needs none of them.
-        self._end: asyncio.Future[None] | None = None
-        self._retirement: asyncio.Future[None] | None = None
-        self._fenced: asyncio.Future[bool] | None = None
+        self._end = self._retirement = self._fenced = None
         # redis-py 8.1 `AbstractConnection._writer` is a StreamWriter; after the handshake every
         # reply has been read, so its StreamReader holds no data.
         self.transport: asyncio.Transport = connection._writer.transport

@@ -111,6 +111,7 @@ class LockLost(driver.LockNotOwnedError):
     """The lock was lost while it was held: another caller may hold it by now.
 
     Its key has expired, or was deleted or overwritten, or is missing on the server that took over.
+    Or this cannot be determined, because no server answers or the client was closed.
 
     Attributes:
         lock_name: The name of the lock.

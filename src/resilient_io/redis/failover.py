@@ -53,6 +53,22 @@ class Failover:
         name: Name of the dependency, for the log.
     """
 
+    __slots__ = (
+        "_began",
+        "_held",
+        "_listeners",
+        "_master",
+        "_name",
+        "_over",
+        "_reports",
+        "_timer",
+        "count",
+        "expected_within",
+        "held",
+        "latest",
+        "seconds",
+    )
+
     def __init__(self, reports: Reporter, name: str) -> None:
         self._reports = reports
         self._name = name

@@ -25,6 +25,8 @@ class FirstConnection:
     The first probe waits for its result instead of opening a connection of its own.
     """
 
+    __slots__ = ("_connection", "_turn", "_waiters", "ended", "failure")
+
     def __init__(self) -> None:
         self._turn = ConnectTurn()
         self._connection: AbstractConnection | None = None

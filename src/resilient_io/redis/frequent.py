@@ -24,9 +24,23 @@ class FrequentCommands:
             """Return the value of a key, or None."""
             return self.execute_command("GET", name)
 
+        def mget(self, keys: Any, *args: Any) -> Any:
+            """Return the values of keys."""
+            if args or type(keys) is not list or not keys:
+                return super().mget(keys, *args)
+            return self.execute_command("MGET", *keys)
+
         def strlen(self, name: Any) -> Any:
             """Return the length of a value."""
             return self.execute_command("STRLEN", name)
+
+        def hset(
+            self, name: Any, key: Any = None, value: Any = None, *more: Any, **options: Any
+        ) -> Any:
+            """Set a field of a hash. redis-py handles several."""
+            if more or options or key is None:
+                return super().hset(name, key, value, *more, **options)
+            return self.execute_command("HSET", name, key, value)
 
         def hget(self, name: Any, key: Any) -> Any:
             """Return a field of a hash, or None."""

@@ -26,6 +26,8 @@ class Lifetime:
         closing: The task that closes; None while nothing is being closed.
     """
 
+    __slots__ = ("_client", "_closes", "_dependency", "_reopening", "binding", "closing")
+
     def __init__(self, client: str, dependency: str) -> None:
         self._client = client
         self._dependency = dependency

@@ -55,7 +55,8 @@ class ResilientLock(Lock):
     be read. What a cancelled or ambiguous `acquire` may have taken is released in the background.
 
     In `async with`, the body is cancelled when the lock is lost, and the block raises `LockLost`.
-    Outside, await `lost`. A waiting `acquire` is woken when the key is deleted or expires.
+    Outside, await `lost`. Both also happen when the client is closed. A waiting `acquire` is woken
+    when the key is deleted or expires.
 
     Args:
         redis: The client, a `ResilientRedis` or a `ResilientRedisCluster`.
@@ -411,6 +412,7 @@ class ResilientLock(Lock):
             raise LockError("Unable to acquire lock within the time specified", self._text)
         scope = _Scope(hold)
         self._scopes.append(scope)
+        hold.task = scope.task
         if self.cancel_on_loss:
             hold.on_loss = scope.cancel
         after = WATCH_AFTER if self.timeout is None else min(WATCH_AFTER, self.timeout / 4)
@@ -433,7 +435,10 @@ class ResilientLock(Lock):
         scope = self._leave()
         hold = scope.hold
         cancelled = scope.leave(exc_type)
-        if hold.error is not None:
+        if hold.error is not None and (hold.left is not None or not hold.uncertain):
+            if hold.left is not None:
+                self._locks.release_later(self._key, hold.token)
+                hold.left.set_result(None)
             self._forget(hold.token)
             if cancelled or (exc_type is None and self.raise_on_release_error):
                 raise hold.error from None
@@ -514,13 +519,14 @@ class _Scope:
         self._cancelling = 0 if self.task is None else self.task.cancelling()
         self._cancelled = self._left = False
 
-    def cancel(self) -> None:
-        """Cancel the body, unless it is the body itself that has found out."""
+    def cancel(self) -> bool:
+        """Cancel the body, unless the body itself has found out. Return whether it is cancelled."""
         task = self.task
         if self._left or task is None or task is asyncio.current_task():
-            return
+            return False
         self._cancelled = True
         task.cancel("the lock was lost")
+        return True
 
     def leave(self, kind: type[BaseException] | None) -> bool:
         """End the block. Return whether its exception is the cancellation because of the loss."""

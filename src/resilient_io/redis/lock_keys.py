@@ -53,6 +53,8 @@ _UNDETERMINED_AFTER = 10.0
 """Seconds without an answer after which a lock without a timeout counts as lost, if another server
 may have taken over: it may not have the lock."""
 
+_CLOSED = "its state cannot be determined: the client was closed"
+
 GONE = "its key was deleted or overwritten, or has expired"
 
 WATCH_AFTER = 0.02
@@ -64,6 +66,8 @@ _EXPIRY_MARGIN = 0.002  # seconds after its expiry at which a key is certainly g
 
 _RELEASE_TIMEOUT = 30.0  # seconds to release a lock in the background
 _RELEASE_AT_CLOSE = 1.0  # the same, when the client is closed meanwhile
+_LEAST_RELEASE = 0.1  # of these, if the blocks of the locks have taken all of them
+_PRUNED_ABOVE = 64  # locks to be watched, above which those that were released are forgotten
 _MOST_RELEASES = 10_000  # locks that may wait for their release
 _UNORDERED_DELAY = 0.2  # seconds after which an abandoned exclusive connection has applied its SET
 
@@ -81,7 +85,14 @@ class Hold:
         self.fencing_token = fencing_token
         self.error: LockLost | None = None
         self.ended = False
-        self.on_loss: Callable[[], object] | None = None
+        self.uncertain = False
+        """Whether the lock may still be held although it counts as lost."""
+        self.task: asyncio.Task[Any] | None = None
+        """The task of the `async with` block, which a loss cancels unless that is not wanted."""
+        self.on_loss: Callable[[], bool] | None = None
+        """Cancels the block. It returns whether that was possible."""
+        self.left: asyncio.Future[None] | None = None
+        """The end of the block, if it was cancelled because the client is being closed."""
         self.releasing: asyncio.Future[None] | None = None
         """The release in the background that a cancelled `release` left, if any."""
         self.timers: dict[str, asyncio.TimerHandle] = {}
@@ -100,18 +111,19 @@ class Hold:
         self._futures.append(weakref.ref(future))
         return future
 
-    def lose(self, reason: str) -> None:
-        """Notify the holder that it no longer holds the lock. Idempotent."""
+    def lose(self, reason: str, *, uncertain: bool = False) -> None:
+        """Notify the holder that it no longer holds the lock, or may not. Idempotent."""
         if self.ended:
             return
         self.end()
+        self.uncertain = uncertain
         self.error = LockLost(reason, lock_name=self._name)
         for reference in self._futures:
             future = reference()
             if future is not None and not future.done():
                 future.set_result(self.error)
-        if self.on_loss is not None:
-            self.on_loss()
+        if self.on_loss is not None and self.on_loss() and self.uncertain:
+            self.left = self._loop.create_future()
 
     def end(self) -> None:
         """Stop watching and renewing it."""
@@ -235,6 +247,10 @@ class LockKeys:
         self._moved = moved
         self._rng = rng
         self._keys: dict[bytes, WatchedKey] = {}
+        self._watched_soon: dict[Hold, None] = {}
+        self._pruned_above = _PRUNED_ABOVE
+        self._leaving: list[asyncio.Future[None]] = []
+        """The ends of the blocks that were cancelled because the client is being closed."""
         self._reporting: MutableMapping[MultiplexedConnection, bool] | None = None
         """Whether the server reports changes over a connection; None before the first lock."""
         self._renewals: list[asyncio.Task[None]] = []
@@ -265,7 +281,13 @@ class LockKeys:
         if after > 0:
             loop = asyncio.get_running_loop()
             hold.timers["watch"] = loop.call_later(after, self.watch, hold)
+            soon = self._watched_soon
+            soon[hold] = None
+            if len(soon) > self._pruned_above:
+                self._watched_soon = soon = {each: None for each in soon if not each.ended}
+                self._pruned_above = max(2 * len(soon), _PRUNED_ABOVE)
             return
+        self._watched_soon.pop(hold, None)
         key = self._key(hold.key)
         if hold not in key.holds:
             key.holds.append(hold)
@@ -530,25 +552,45 @@ class LockKeys:
     # -- closing ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Watch and renew nothing any more, and wake every waiter: the next call raises."""
+        """Watch and renew nothing any more, and wake every waiter: the next call raises.
+
+        The holders of locks are notified, because a loss would not be noticed any more. A task that
+        closes the client within its own `async with` block is not.
+        """
+        if self._closed:
+            return
         self._closed = True
+        holds = list(self._watched_soon)
         for key in self._keys.values():
             key.stop_timer()
+            holds += key.holds
             for waiter in key.waiters:
                 waiter.wake()
         self._keys.clear()
+        self._watched_soon.clear()
+        task = asyncio.current_task()
+        for hold in holds:
+            if hold.task is None or hold.task is not task:
+                hold.lose(_CLOSED, uncertain=True)
+            if hold.left is not None:
+                self._leaving.append(hold.left)
         for task in self._renewals:
             task.cancel()
 
     async def aclose(self) -> None:
         """Release what still has to be released, within a second, and end every task.
 
-        A lock that is being acquired counts, too: its caller gets an error.
+        A lock that is being acquired counts, too: its caller gets an error. So does one whose block
+        was cancelled because of the close: it is released when that block has ended.
         """
+        until = asyncio.get_running_loop().time() + _RELEASE_AT_CLOSE
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_RELEASE_AT_CLOSE)
         for name, token in list(self.attempts):
             self.release_later(name, token)
         if self._releaser is not None and not self._releaser.done():
-            await asyncio.wait([self._releaser], timeout=_RELEASE_AT_CLOSE)
+            left = until - asyncio.get_running_loop().time()
+            await asyncio.wait([self._releaser], timeout=max(left, _LEAST_RELEASE))
             self._releaser.cancel()
         self._ended = True
         for release in self._releases.values():

@@ -30,6 +30,8 @@ class MasterSearch:
         rng: Source of jitter.
     """
 
+    __slots__ = ("_ask", "_due", "_leave", "_pauses", "_refused_at")
+
     def __init__(
         self, leave: Callable[[], None], ask: Callable[[], None], rng: random.Random
     ) -> None:

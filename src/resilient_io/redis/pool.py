@@ -685,6 +685,8 @@ class LostElements:
     The first is logged; further ones are summed up later.
     """
 
+    __slots__ = ("_count",)
+
     def __init__(self) -> None:
         self._count = 0
 

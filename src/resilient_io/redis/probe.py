@@ -36,6 +36,8 @@ _PING_ALL = 5  # probes of a client, one of which also pings the connections tha
 class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
 
+    __slots__ = ("_asked", "_connecting", "_multiplexer", "_pings", "_policy", "turns")
+
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy, rng: random.Random) -> None:
         self._multiplexer = multiplexer
         self._policy = policy

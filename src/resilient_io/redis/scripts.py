@@ -33,6 +33,8 @@ _CONTAINS_SCRIPT = {"EVAL": 1, "EVAL_RO": 1, "SCRIPT LOAD": -1, "SCRIPT FLUSH": 
 class ScriptBodies:
     """The bodies of scripts by their SHA1 hash, at most 1,000 and 4 MiB: the oldest is dropped."""
 
+    __slots__ = ("_bodies", "_encode", "_hashes", "_size")
+
     def __init__(self, encode: Callable[[Any], bytes | bytearray | memoryview]) -> None:
         self._encode = encode
         # Oldest first. An empty dict takes 64 bytes, an empty set or OrderedDict far more.
@@ -71,6 +73,8 @@ class KnownScripts:
 
     The servers of a cluster share the `bodies`.
     """
+
+    __slots__ = ("_connection", "_loaded", "bodies")
 
     def __init__(self, bodies: ScriptBodies) -> None:
         self.bodies = bodies

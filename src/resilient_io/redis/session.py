@@ -37,6 +37,8 @@ class SessionSettings:
     that a dead connection can be distinguished from its successor.
     """
 
+    __slots__ = ("_commands", "client_name", "version")
+
     def __init__(self, client_name: str | None) -> None:
         self.client_name = client_name
         """The name as the caller set it, or None."""
@@ -117,6 +119,8 @@ class BoundState:
 
     If that connection is lost, the next call raises instead of continuing without the state.
     """
+
+    __slots__ = ("_set", "losses", "lost")
 
     def __init__(self) -> None:
         self._set: list[str] = []

@@ -22,6 +22,8 @@ class PoolRuntimes:
     time; while its runtime is in use in another running loop, a new client gets a new runtime.
     """
 
+    __slots__ = ("_known",)
+
     def __init__(self) -> None:
         self._known: list[tuple[Options, Runtime]] = []
 

@@ -55,6 +55,8 @@ class DelayedReplies:
         changed: Called when that begins, and if the other connection no longer answers.
     """
 
+    __slots__ = ("_answering", "_asking", "_changed")
+
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._answering: MultiplexedConnection | None = None

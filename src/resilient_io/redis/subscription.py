@@ -607,6 +607,24 @@ async def _count_limit_hits(query: Query) -> int | None:
 class Subscriptions:
     """The subscriptions of one client. They are a part of its health."""
 
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_closing",
+        "_died",
+        "_improved",
+        "_lost",
+        "_subscriptions",
+        "_tasks",
+        "disowned",
+        "health",
+        "multiplexer",
+        "policy",
+        "reports",
+        "rng",
+        "target",
+    )
+
     def __init__(
         self,
         *,

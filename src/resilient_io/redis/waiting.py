@@ -59,6 +59,8 @@ class Barrier(PendingRequest):
 class WaitingRequests:
     """The queue of requests that wait for a connection. Each waiting caller has one entry."""
 
+    __slots__ = ("_abandoned", "_closed", "_requests")
+
     def __init__(self) -> None:
         self._requests: deque[PendingRequest] | tuple[()] = ()  # a deque takes 0.7 KB
         self._abandoned = 0
@@ -186,6 +188,16 @@ class ConnectFailures:
     A permanent failure (a wrong password, for example) ends their wait, but health should report
     it before they do. When health improves, calls may wait again.
     """
+
+    __slots__ = (
+        "_failed_at",
+        "_health",
+        "_latest",
+        "_suspicion",
+        "_timer",
+        "_waiting",
+        "undeliverable",
+    )
 
     def __init__(self, health: Dependency, waiting: WaitingRequests) -> None:
         self._health = health

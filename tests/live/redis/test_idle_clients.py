@@ -145,7 +145,7 @@ async def test_shared_connections_keep_no_streams(shared_redis, until_complete):
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer allocates, too")
-async def test_idle_client_with_two_connections_takes_less_than_twice_redis_pys(shared_redis):
+async def test_idle_client_with_two_connections_takes_hardly_more_than_redis_pys(shared_redis):
     async def size(kind):
         async def open_client():
             client = kind.from_url(f"redis://127.0.0.1:{shared_redis.port}")
@@ -167,4 +167,4 @@ async def test_idle_client_with_two_connections_takes_less_than_twice_redis_pys(
                 await client.aclose()
 
     theirs, ours = await size(driver.Redis), await size(ResilientRedis)
-    assert ours < 2.0 * theirs, (ours, theirs)
+    assert ours < 1.4 * theirs, (ours, theirs)

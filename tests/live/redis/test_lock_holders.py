@@ -227,6 +227,140 @@ async def test_extended_lock_is_not_lost(client):
         assert await lock.owned()
 
 
+@pytest.mark.parametrize("held_for", [0.0, 0.1])
+async def test_closing_the_client_cancels_the_body_and_releases_the_lock(
+    client, redis_server, held_for
+):
+    began, ended = asyncio.Event(), []
+
+    async def hold(timeout):
+        try:
+            async with client.lock("lock", timeout=timeout):
+                await asyncio.sleep(held_for)
+                began.set()
+                await asyncio.sleep(60)
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+
+    task = asyncio.create_task(hold(None))
+    await began.wait()
+    await client.aclose()
+    closed = asyncio.get_running_loop().time()
+    with pytest.raises(LockLost, match="cannot be determined: the client was closed"):
+        await task
+    assert ended[0] <= closed
+    assert not await redis_server.query("EXISTS", "lock")
+    assert not client._runtime.running, "the release has not opened the client again"
+
+
+async def test_closing_the_client_ends_the_waits_for_the_loss_and_keeps_the_key(
+    client, redis_server
+):
+    lock = client.lock("lock", timeout=30)
+    await lock.acquire()
+    lost = lock.lost
+    await client.aclose()
+    assert "the client was closed" in str(lost.result())
+    assert await redis_server.query("EXISTS", "lock"), "redis-py keeps it, too"
+    await lock.release()  # opens the client again
+    assert not await redis_server.query("EXISTS", "lock")
+
+
+async def test_body_that_closes_its_client_itself_is_not_cancelled(client, redis_server):
+    async with client.lock("lock", timeout=30):
+        await asyncio.sleep(0.05)
+        await client.aclose()
+    assert not await redis_server.query("EXISTS", "lock")
+
+
+async def test_body_that_may_go_on_releases_its_lock_after_the_close(client, redis_server):
+    began, closed = asyncio.Event(), asyncio.Event()
+    lock = client.lock("lock", timeout=30, cancel_on_loss=False)
+
+    async def hold():
+        async with lock:
+            lost = lock.lost
+            began.set()
+            assert "the client was closed" in str(await lost)
+            await closed.wait()
+
+    task = asyncio.create_task(hold())
+    await began.wait()
+    await client.aclose()
+    closed.set()
+    await task
+    assert not await redis_server.query("EXISTS", "lock")
+
+
+async def test_exception_of_a_body_that_a_close_has_cancelled_goes_first(client, redis_server):
+    began = asyncio.Event()
+
+    async def hold():
+        async with client.lock("lock"):
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                raise ZeroDivisionError
+
+    task = asyncio.create_task(hold())
+    await began.wait()
+    async with asyncio.timeout(0.9):  # the close does not wait for its whole second
+        await client.aclose()
+    with pytest.raises(ZeroDivisionError):
+        await task
+    assert not await redis_server.query("EXISTS", "lock")
+
+
+async def test_body_that_does_not_end_delays_the_close_by_a_second(client, caplog, slack):
+    began, end = asyncio.Event(), asyncio.Event()
+
+    async def hold():
+        async with client.lock("lock", timeout=1.5):
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await end.wait()
+
+    task = asyncio.create_task(hold())
+    await began.wait()
+    start = time.monotonic()
+    await client.aclose()
+    assert 0.9 < time.monotonic() - start < 1.2 + slack()
+    end.set()
+    with pytest.raises(LockLost):
+        await task
+    assert "could not be released" in caplog.text
+
+
+async def test_closing_a_client_can_be_cancelled_everywhere_while_a_lock_is_held(redis_server):
+    async def close(opened):
+        client, _ = opened
+        await client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def held():
+        client = ResilientRedis(port=redis_server.port, policy=QUICK)
+        began = asyncio.Event()
+
+        async def hold():
+            async with client.lock("lock"):
+                began.set()
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(hold())
+        await began.wait()
+        yield client, task
+        with pytest.raises(LockLost):
+            await task
+        await client.aclose()
+        await until_gone(redis_server, "lock")
+
+    report = await cancel_everywhere(close, setup=held)
+    report.assert_clean()
+
+
 # -- renewal -------------------------------------------------------------------------------
 
 

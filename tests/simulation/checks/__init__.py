@@ -72,6 +72,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     locks.a_lock_is_reported_lost_only_if_it_is,
     locks.a_holder_learns_of_the_loss_of_its_lock,
     locks.a_holder_does_not_outlast_the_timeout_of_its_lock,
+    locks.a_holder_is_notified_when_its_client_is_closed,
     locks.a_renewed_lock_does_not_expire,
     locks.a_waiting_caller_gets_a_free_lock,
     locks.a_block_raises_what_its_body_raises,

@@ -231,6 +231,7 @@ def _callers_of(
 def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
     """A holder is notified when its key is gone, or when its timeout may have passed, not before.
 
+    It is also notified when its client is closed, which then cannot know whether the key is there.
     While nothing fails, a lock that is renewed is lost only if its key is gone. The client counts
     the rest of a timeout that the server tells from the time of its request.
     """
@@ -243,11 +244,13 @@ def a_lock_is_reported_lost_only_if_it_is(index: Index) -> Iterator[Broken]:
         mine = _taking_of(all_takings, holding)
         if mine is None or removed_between(gone.get(holding.name, []), mine.at, holding.lost_at):
             continue
+        if _closing(index, holding, holding.lost):
+            continue
         started, timeout = holding.operation.started, holding.timeout
         if timeout is not None:
             stalled = index.stalled(started, holding.lost)
             disturbed = index.disturbed(started - _CALM, holding.lost)
-            if disturbed or _closing(index, holding, holding.lost) or _bound(index, holding):
+            if disturbed or _bound(index, holding):
                 continue  # it has not heard of a renewal, or counts from a request that came late
             early = holding.lost < started + timeout - _TRIP - stalled
             if not early and (not holding.renews or stalled > timeout / 10):
@@ -316,6 +319,28 @@ def a_holder_does_not_outlast_the_timeout_of_its_lock(index: Index) -> Iterator[
                 (holding.operation.number,),
                 holding.operation.ended_at,
             )
+
+
+def a_holder_is_notified_when_its_client_is_closed(index: Index) -> Iterator[Broken]:
+    """A holder that watches its lock stops when its client is closed, which ends the watch."""
+    pooled = (
+        [] if index.plan is None else [s.label for s in index.plan.clients if "pooled" in s.form]
+    )
+    for holding in holdings(index):
+        client = holding.operation.client
+        if holding.watched is None or client in pooled:
+            continue  # the connections of a pool are closed later
+        for _, time, kind in index.lifecycle.get(client, ()):
+            until = min(holding.watched_until, holding.ended)
+            limit = time + _LATE_TIMER + index.stalled(time, min(until, time + 10.0))
+            if kind == "closing" and holding.watched < time and limit < until < math.inf:
+                yield Broken(
+                    f"the client of the holder of {holding.name.decode()} was closed "
+                    f"{until - time:.3f} s before the holder stopped",
+                    (holding.operation.number,),
+                    holding.operation.ended_at,
+                )
+                break
 
 
 def a_renewed_lock_does_not_expire(index: Index) -> Iterator[Broken]:

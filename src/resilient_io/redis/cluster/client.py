@@ -79,6 +79,7 @@ if TYPE_CHECKING:
 _NO_OPTIONS: dict[str, Any] = {}
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+_spec_of = SPECS.get
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
@@ -266,7 +267,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         """
         # The hot path: one slot, one node, one shared connection, one row of the command table.
         operation = args[0]
-        spec = SPECS.get(operation)
+        spec = _spec_of(operation)
         if spec is None or not spec.simple or not spec.key_at or not self._hot:
             return await self._execute(args, options)
         try:
@@ -313,7 +314,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         except CancelledError:
             multiplexer.abandon_future(future)
             raise
-        if isinstance(reply, Exception):
+        if type(reply) is not bytes and isinstance(reply, Exception):
             command = Command(spec, args, options)
             call = self._call_after(reply, member, command, data, slot)
             return await self._runtime.executor.run(call, self._policy, started=started)
