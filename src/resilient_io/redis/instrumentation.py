@@ -73,8 +73,8 @@ def is_patched() -> bool:
 def _method(kind: type, name: str) -> Any:
     for each in kind.__mro__:
         if name in each.__dict__:
-            break
-    return each.__dict__[name]
+            return each.__dict__[name]
+    raise AttributeError(name)
 
 
 def _is_wrapper(method: object) -> bool:
