@@ -391,20 +391,20 @@ class Prober:
         """
         self._queued = False
         machine, lag, clients = self._machine, self.lag, self._clients
-        if lag is None or self._running is not None:
+        if not clients or lag is None or self._running is not None:
             return None  # there is no client any more, or an earlier probe has not ended
-        now = self._time()
+        now, client = self._time(), clients[0]
         when, early = self._next()
         due = when - early <= now
         if len(clients) > 1 and machine.state.answering:
-            self._keep_alive(clients[0] if due else None)
+            self._keep_alive(client if due else None)
         if not due:
             self._ring_at(when, early)
             return None
         suspicious = self._suspected or (machine.state is not _UP and not machine.state.answering)
         self._suspected = self._preempted = False
-        lost = lag.stalled_at(now) + clients[0].queued()
-        self._running = _Probe(task, clients[0], suspicious, now, lost)
+        lost = lag.stalled_at(now) + client.queued()
+        self._running = _Probe(task, client, suspicious, now, lost)
         return self._running
 
     def limit(self, probe: _Probe) -> None:

@@ -96,7 +96,7 @@ async def test_closing_ends_the_readers_of_a_cluster(shared_redis_cluster, close
         assert (await pubsub.get_sharded_message(timeout=5))["data"] == b"again"
         await pubsub.aclose()
     await client.aclose()
-    assert asyncio.all_tasks() == tasks
+    assert asyncio.all_tasks() <= tasks
 
 
 async def test_cancelled_use_of_a_subscriber_leaks_nothing(client):
