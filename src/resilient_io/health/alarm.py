@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
-_groups: dict[asyncio.AbstractEventLoop, dict[tuple[float, float], _Group]] = {}
+_groups: MutableMapping[asyncio.AbstractEventLoop, dict[tuple[float, float], _Group]] = (
+    WeakKeyDictionary()
+)
+"""By loop. Only the timer of a group refers to the loop, and ends with the group."""
 
 
 class Alarm:

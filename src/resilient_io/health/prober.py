@@ -125,24 +125,32 @@ class _Runner:
     waits keeps the task, so that it can be cancelled, and the others get another one.
     """
 
-    __slots__ = ("_due", "_loop", "_started", "task")
+    __slots__ = ("_due", "_loop", "_started", "_users", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._due: deque[Prober] = deque()
         self._started = False
+        self._users = 0
         self.task: asyncio.Task[None] | None = None
         """The latest task."""
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> _Runner:
-        """Return the runner of an event loop."""
+    def acquire(cls, loop: asyncio.AbstractEventLoop) -> _Runner:
+        """Return the runner of an event loop. Call `release()` once for each."""
         runner = _runners.get(loop)
         if runner is None:
             for other in [other for other in _runners if other.is_closed()]:
-                del _runners[other]
+                del _runners[other]  # its loop was closed without a release
             runner = _runners[loop] = cls(loop)
+        runner._users += 1
         return runner
+
+    def release(self) -> None:
+        """Release the runner. The last release lets the loop be forgotten."""
+        self._users -= 1
+        if not self._users:
+            _runners.pop(self._loop, None)
 
     def add(self, prober: Prober) -> None:
         """Queue a prober for the next iteration of the loop, or for after the current one."""
@@ -285,7 +293,7 @@ class Prober:
             self._time, self._alarm, self._runner = (
                 loop.time,
                 Alarm(loop, self._ring),
-                _Runner.of(loop),
+                _Runner.acquire(loop),
             )
             self._reset()
             self._wake()
@@ -327,6 +335,9 @@ class Prober:
         if self.lag is not None:
             self.lag.release()
             self.lag = None
+        if self._runner is not None:
+            self._runner.release()
+            self._runner = None
 
     def suspect(self) -> None:
         """Probe immediately on a new connection: a client has seen a failure."""

@@ -1,7 +1,9 @@
 """Probes that do not wait share a task; one that waits keeps the task in which it began."""
 
 import asyncio
+import gc
 import math
+import weakref
 
 import pytest
 
@@ -179,3 +181,20 @@ async def test_other_probes_go_on_when_one_is_cancelled(watched):
     await attachment.detach()
     await asyncio.sleep(3 * INTERVAL)
     assert other.snapshot()["probes"] == {"ok": 4, "failed": 0}
+
+
+def test_a_loop_is_not_kept_after_the_last_dependency_was_closed():
+    async def probe(_suspicious):
+        return 0.0
+
+    async def use():
+        for _ in range(2):
+            dependency = Dependency("dependency")
+            dependency.start(probe, last_reply=no_reply)
+            await asyncio.sleep(0.01)
+            await dependency.aclose()
+        return weakref.ref(asyncio.get_running_loop())
+
+    kept = asyncio.run(use())
+    gc.collect()
+    assert kept() is None
