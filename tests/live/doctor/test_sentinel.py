@@ -59,7 +59,7 @@ async def test_wrong_names_and_wrong_servers(examined, sentinel_setup):
 async def test_one_of_three_sentinels_is_named_with_the_others_to_add(examined, sentinel_setup):
     first, *others = sentinel_setup.addresses
     url = f"redis+sentinel://{first[0]}:{first[1]}/mymaster"
-    seen = await until(examined, url, f"127.0.0.1:{others[0][1]}")
+    seen = await until(examined, url, "a failover is possible", f"127.0.0.1:{others[0][1]}")
     assert seen["quorum"].status is Status.NOTE
     for _, port in others:
         assert f"127.0.0.1:{port}" in seen["quorum"].found
