@@ -97,7 +97,7 @@ class RetryTopics:
         return header(record, "x-retry-group") not in (None, self._group)
 
     def seconds_until_due(self, record: Record) -> float:
-        """Return how long a record must wait yet; 0 if it is due."""
+        """Return how many seconds a record must still wait; 0 if it is due."""
         due = number_header(record, "x-retry-due")
         if due is None:  # it was written by another program
             return 0.0
@@ -120,7 +120,7 @@ class RetryTopics:
     def handler_of_originals(
         self, handler: Callable[[Any], Awaitable[object]], *, batches: bool
     ) -> Callable[[Any], Awaitable[object]]:
-        """Return a handler that shows the application's one records as they were."""
+        """Return a handler that passes records on as they were in their own topics."""
         if not self.names:
             return handler
 
