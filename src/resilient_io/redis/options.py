@@ -418,6 +418,9 @@ _INVALID_VALUE = re.compile(r"Invalid value for '([a-z_]+)' in connection URL")
 _UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '(\w+)'")
 _OPTION_NAME = re.compile(r"[a-z][a-z_]*")
 
+_DRIVER_OPTIONS = tuple(inspect.signature(redis_py.Redis.__init__).parameters)
+"""Found out early: a tracer may replace the constructor by one that takes any arguments."""
+
 
 def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
     """Return a pool of redis-py for a URL. No error quotes a part that may belong to a password."""
@@ -505,7 +508,7 @@ def _describe_unknown(option: str) -> str:
             f"{option!r} is an option of the client, not of its connections: use "
             f"ResilientRedis.from_sentinel(..., {option}=...) or from_pool(pool, {option}=...)"
         )
-    known = [*inspect.signature(redis_py.Redis.__init__).parameters, *PoolOptions.__annotations__]
+    known = [*_DRIVER_OPTIONS, *PoolOptions.__annotations__]
     close = difflib.get_close_matches(option, known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"unknown option {option!r}{hint}"

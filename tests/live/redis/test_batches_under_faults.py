@@ -1,6 +1,7 @@
 """Batches whose replies are lost: answered commands are settled, only the rest counts."""
 
 import asyncio
+import random
 
 import pytest
 import redis.asyncio as driver
@@ -398,7 +399,7 @@ async def test_a_refused_call_is_not_repeated_without_the_state_it_was_made_for(
 ):
     policy = QUICK.replace(backoff=1.0)
     async with client.with_policy(policy).client() as own:
-        own._runtime.executor._rng.seed(1)
+        own._runtime.executor._rng = random.Random(3)  # backs off for 0.24 s
         await own.ping()
         await (own.execute_command("MULTI") if state == "MULTI" else own.select(3))
         fault_proxy.answer(command, b"-OOM command not allowed\r\n")
