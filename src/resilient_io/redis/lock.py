@@ -339,11 +339,15 @@ class ResilientLock(Lock):
 
     async def do_release(self, expected_token: bytes) -> None:
         """Release the lock."""
+        hold = self._hold
         try:
             await super().do_release(expected_token)
         except RedisOutcomeUnknown as unknown:
             if await self._holds(expected_token, unknown):
                 await super().do_release(expected_token)
+            elif hold is not None and hold.error is not None and not hold.uncertain:
+                # It was lost before the request, which therefore has not released it.
+                raise LockNotOwnedError(str(hold.error), lock_name=self._text) from unknown
 
     async def do_extend(self, additional_time: float, replace_ttl: bool) -> Literal[True]:
         """Extend the lock."""

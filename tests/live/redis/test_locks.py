@@ -90,6 +90,20 @@ async def test_a_lock_is_released_again_when_the_request_was_lost(
     assert await redis_server.query("EXISTS", "lock") == 0
 
 
+async def test_the_release_of_a_lost_lock_is_refused_although_the_reply_was_lost(
+    client, fault_proxy, redis_server
+):
+    lock = client.lock("lock", timeout=5)
+    await lock.acquire()
+    lost = lock.lost
+    await redis_server.query("DEL", "lock")
+    await lost
+    fault_proxy.drop_reply("EVALSHA", times=1)
+    with pytest.raises(LockNotOwnedError, match="deleted"):
+        await lock.release()
+    fault_proxy.assert_faults_used()
+
+
 async def test_the_lock_of_another_owner_is_not_released(client, fault_proxy, redis_server):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()

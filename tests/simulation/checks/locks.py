@@ -133,8 +133,9 @@ def a_lock_that_is_still_held_can_be_released(index: Index) -> Iterator[Broken]:
 def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
     """A release that returned removed the key of the lock, unless it had expired.
 
-    It also returns if its request was lost and another client had deleted the key: then it finds
-    the key gone, and cannot tell which of them removed it.
+    It also returns if its request or its reply was lost and another client had deleted the key:
+    then it finds the key gone, and cannot tell which of them removed it. A release after one that
+    was cancelled cannot tell, either.
     """
     if index.data_lost:
         return
@@ -164,7 +165,12 @@ def a_released_lock_is_no_longer_held(index: Index) -> Iterator[Broken]:
             and holding.name in execution.words
             and holding.token in execution.words
         ]
-        if not replies and removed_between(gone.get(holding.name, []), mine.at, ended_at):
+        unclear = (
+            not replies
+            or operation.kind == "release again"
+            or index.disturbed(operation.started, operation.ended)
+        )
+        if unclear and removed_between(gone.get(holding.name, []), mine.at, ended_at):
             continue
         if 1 not in replies:
             yield Broken(
