@@ -855,7 +855,7 @@ BUGS: tuple[PlantedBug, ...] = (
         """            if await self._holds(expected_token, unknown):
                 await super().do_release(expected_token)
 """,
-        "            await self._holds(expected_token, unknown)\n",
+        "            if await self._holds(expected_token, unknown):\n                pass\n",
         "A lock whose release was not applied stays taken until it times out.",
     ),
     PlantedBug(
