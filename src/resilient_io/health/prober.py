@@ -403,7 +403,7 @@ class Prober:
         self._queued = False
         machine, lag, clients = self._machine, self.lag, self._clients
         if not clients or lag is None or self._running is not None:
-            return None  # there is no client any more, or an earlier probe has not ended
+            return None  # all clients were detached, or an earlier probe has not ended
         now, client = self._time(), clients[0]
         when, early = self._next()
         due = when - early <= now

@@ -314,7 +314,7 @@ class ResilientKafkaConsumer:
             limits: How many records may be in memory, and how fast handling restarts.
 
         Raises:
-            ConfigurationError: An argument has an invalid value, there is no group, or a retry
+            ConfigurationError: An argument has an invalid value, the group is missing, or a retry
                 topic does not exist.
             TypeError: An argument has the wrong type, such as a handler that is not a coroutine
                 function.

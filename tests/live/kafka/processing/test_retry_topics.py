@@ -15,25 +15,13 @@ import pytest
 
 from resilient_io import ConfigurationError, HandlerPolicy, ResilientKafkaProducer, RetryTopic
 from resilient_io.kafka import replay_dead_letters
+from tests.live.kafka.running import SOON, Running
 
-SOON = 40.0
 ONCE = HandlerPolicy(attempts=1)
 
 
-class Running:
-    """A `run` in a separate task; fails the test as soon as it fails."""
-
-    def __init__(self, consumer, handler, **options):
-        options = {"handler_policy": ONCE} | options
-        self.task = asyncio.create_task(consumer.run(handler, **options), name="run of the test")
-
-    async def until(self, condition):
-        async with asyncio.timeout(SOON):
-            while not condition():
-                if self.task.done():
-                    self.task.result()
-                    raise AssertionError("run() ended")
-                await asyncio.sleep(0.01)
+def running(consumer, handler, **options):
+    return Running(consumer, handler, **{"handler_policy": ONCE} | options)
 
 
 @pytest.fixture
@@ -69,7 +57,7 @@ async def test_a_record_waits_in_each_topic_while_others_are_handled_and_committ
         done.append(number)
 
     async with consumer_of(shared_kafka, name) as consumer:
-        run = Running(consumer, handler, retry_topics=topics, dead_letter=dead)
+        run = running(consumer, handler, retry_topics=topics, dead_letter=dead)
         await run.until(lambda: consumer.run_stats() and consumer.run_stats().dead_lettered == 3)
         await run.until(lambda: 7 in done)
         stats = consumer.run_stats()
@@ -110,7 +98,7 @@ async def test_a_dead_letter_that_has_waited_is_replayed_as_it_was(
         handled.append(record)
 
     async with consumer_of(shared_kafka, name) as consumer:
-        run = Running(consumer, handler, retry_topics=topics, dead_letter=dead)
+        run = running(consumer, handler, retry_topics=topics, dead_letter=dead)
         await run.until(lambda: consumer.run_stats() and consumer.run_stats().dead_lettered)
         await replay_dead_letters(f"kafka://{shared_kafka.bootstrap_servers}", dead)
         await run.until(lambda: handled)
@@ -149,7 +137,7 @@ async def test_cancelled_runs_lose_nothing(
 
     async def cancelled_soon():
         consumer = consumer_of(shared_kafka, name, drain_timeout=0.1, group_instance_id="the-one")
-        run = Running(consumer, handler, retry_topics=topics, dead_letter=dead)
+        run = running(consumer, handler, retry_topics=topics, dead_letter=dead)
         before = sum(map(len, calls))
         await run.until(lambda: sum(map(len, calls)) > before)
         await asyncio.sleep(rng.uniform(0.05, 0.5))
@@ -161,7 +149,7 @@ async def test_cancelled_runs_lose_nothing(
     for _ in range(3):
         await cancelled_soon()
     async with consumer_of(shared_kafka, name, group_instance_id="the-one") as consumer:
-        run = Running(consumer, handler, retry_topics=topics, dead_letter=dead)
+        run = running(consumer, handler, retry_topics=topics, dead_letter=dead)
         await run.until(lambda: all(min(n, 2) in calls[i] for i, n in enumerate(failures)))
         await run.until(lambda: consumer.run_stats() and consumer.run_stats().in_flight == 0)
     for number, passed in enumerate(failures):
@@ -276,10 +264,10 @@ async def test_records_wait_across_rebalances(
             raise LookupError
 
     async with consumer_of(shared_kafka, name) as staying:
-        run = Running(staying, handler, retry_topics=waiting)
+        run = running(staying, handler, retry_topics=waiting)
         await run.until(lambda: staying.run_stats() and staying.run_stats().sent_to_retry == 40)
         async with consumer_of(shared_kafka, name) as leaving:
-            also = Running(leaving, handler, retry_topics=waiting)
+            also = running(leaving, handler, retry_topics=waiting)
             await also.until(leaving.assignment)
             await leaving.aclose()
         await run.until(lambda: all(len(each) == 2 for each in calls.values()))
@@ -310,7 +298,7 @@ async def test_a_group_reads_its_own_records_only_and_from_the_beginning(
                 if int(record.value) % 2 == (group == "two"):
                     raise LookupError
 
-            runs.append(Running(consumer, handler, retry_topics=topics, on_failure="skip"))
+            runs.append(running(consumer, handler, retry_topics=topics, on_failure="skip"))
             await runs[-1].until(lambda consumer=consumer: len(consumer.assignment()) == 6)
             for partition in consumer.assignment():
                 await consumer.position(partition)
@@ -346,7 +334,7 @@ async def test_only_a_run_with_retry_topics_reads_them(
         async for record in consumer:  # it joins the group without the retry topics
             assert record.topic == name
             break
-        run = Running(consumer, handler, retry_topics=topics)
+        run = running(consumer, handler, retry_topics=topics)
         await run.until(lambda: len(done) == 10)
         run.task.cancel()
         await asyncio.wait([run.task])
@@ -380,14 +368,14 @@ async def test_a_topic_that_refuses_the_record_delays_the_commit(
         done.append(record)
 
     async with consumer_of(shared_kafka, name) as consumer:
-        run = Running(consumer, handler, retry_topics=[small])
+        run = running(consumer, handler, retry_topics=[small])
         await run.until(lambda: len(done) == 18)  # the next of its key waits behind it
         await asyncio.sleep(0.6)
         assert (consumer.run_stats().sent_to_retry, consumer.run_stats().in_flight) == (0, 2)
         assert await committed(shared_kafka, name, name) == [3, 10]
     run.task.result()
     async with consumer_of(shared_kafka, name) as consumer:
-        run = Running(consumer, handler, retry_topics=topics)
+        run = running(consumer, handler, retry_topics=topics)
         await run.until(lambda: len(done) == 20)
     assert await committed(shared_kafka, name, name) == [10, 10]
 

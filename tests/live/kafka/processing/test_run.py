@@ -13,23 +13,7 @@ from resilient_io import ConfigurationError
 from resilient_io.kafka import KafkaClosed
 from resilient_io.kafka.processing import DeadLetter, HandlerPolicy, RunLimits
 from resilient_io.kafka.producer import ResilientKafkaProducer
-
-SOON = 40.0
-
-
-class Running:
-    """A `run` in a separate task; fails the test as soon as it fails."""
-
-    def __init__(self, consumer, handler, **options):
-        self.task = asyncio.create_task(consumer.run(handler, **options), name="run of the test")
-
-    async def until(self, condition):
-        async with asyncio.timeout(SOON):
-            while not condition():
-                if self.task.done():
-                    self.task.result()
-                    raise AssertionError("run() ended")
-                await asyncio.sleep(0.01)
+from tests.live.kafka.running import SOON, Running
 
 
 async def test_the_order_of_each_key_is_kept_and_everything_is_committed(
