@@ -44,7 +44,7 @@ class RetryPolicy:
             A request that was certainly not executed does not count, and may be written again
             within the deadline, if a cluster redirects or postpones it (MOVED, ASK, TRYAGAIN and
             similar replies), if its script has to be loaded first (NOSCRIPT), or if it blocks and
-            continues to wait on another connection.
+            continues to wait on another connection or server.
         backoff: Upper bound of the first backoff, in seconds. It doubles with each retry. The
             backoff is drawn evenly between 0 and the bound (full jitter).
         backoff_cap: Largest upper bound of a backoff, in seconds.
