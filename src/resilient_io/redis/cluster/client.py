@@ -30,7 +30,6 @@ from resilient_io.validation import check_name, check_number, check_seconds
 from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
-from ..connection import LARGE
 from ..errors import RouteRefused
 from ..exclusive_call import ExclusiveCall
 from ..frequent import FrequentCommands
@@ -46,6 +45,7 @@ from ..options import (
     probe_interval,
 )
 from ..replicas import DEFAULT_MAX_LAG
+from ..response_queue import LARGE
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
