@@ -212,7 +212,6 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             node_health=HealthSettings(interval=interval) if interval else None,
             connections=connections if connections is not None else ConnectionSettings(),
             rules=AddressRules(
-                tls=bool(given.get("ssl")),
                 address_map=given.get("address_remap"),
                 zone_of=zone_of,
             ),
