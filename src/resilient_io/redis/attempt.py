@@ -26,7 +26,6 @@ from resilient_io.text import clean_text
 from .commands import Effect, Route, effect_of
 from .connection import (
     CHECK_CLOCK,
-    LARGE,
     ConnectionLost,
     LeftBehind,
     NotMultiplexable,
@@ -36,6 +35,7 @@ from .connection import (
 )
 from .driver_connection import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .errors import ConnectionFailure, refusal, remove_secrets
+from .response_queue import LARGE
 from .standby import PING
 from .watchdog import SECOND_CHECK
 

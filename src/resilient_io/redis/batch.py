@@ -34,9 +34,10 @@ from .attempt import (
     unsendable,
 )
 from .commands import Effect, effect_of, effect_of_batch
-from .connection import LARGE, NotMultiplexable, PendingRequest
+from .connection import NotMultiplexable, PendingRequest
 from .durability import Acknowledgements, exchange_and_wait
 from .errors import RedisOutcomeUnknown, refusal, remove_secrets
+from .response_queue import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

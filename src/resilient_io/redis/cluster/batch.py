@@ -27,8 +27,9 @@ from ..attempt import (
     submit,
 )
 from ..commands import Effect, effect_of, effect_of_batch
-from ..connection import LARGE, NotMultiplexable, PendingRequest
+from ..connection import NotMultiplexable, PendingRequest
 from ..errors import CLOSED, REDIRECTED, refusal_in_cluster, remove_secrets
+from ..response_queue import LARGE
 from ..scripts import RUNS_BY_HASH
 from .call import OF_A_SCRIPT
 
