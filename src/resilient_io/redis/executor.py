@@ -74,7 +74,7 @@ class _FailingCall:
     schedule: RetrySchedule
     failover: Failover | None
     attempts: int = 0  # including moves of a read to another connection
-    patience: int = 0  # how often it was refused in a way that is retried until the deadline
+    not_counted: int = 0  # refusals that are retried until the deadline
     progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
     carrier: Carrier | None = None  # carried the latest request that was maybe applied
     served: float = 0.0  # seconds during which the server had the requests of a blocking call
@@ -82,7 +82,7 @@ class _FailingCall:
     @property
     def counted(self) -> int:
         """How many attempts the policy counts. A patient refusal does not use one up."""
-        return self.attempts - self.patience
+        return self.attempts - self.not_counted
 
     def limits(self) -> Limits:
         """Return when the next attempt must have been sent and answered, and where."""
@@ -118,7 +118,7 @@ class _FailingCall:
         return replace(
             self,
             attempts=self.attempts + 1 + moves,
-            patience=self.patience + patient,
+            not_counted=self.not_counted + patient,
             progress=progress,
             carrier=carrier,
             served=self.served + failed.served,
@@ -307,7 +307,7 @@ class Executor:
 
         Without a deadline, there is an end to it: None.
         """
-        count = failing.patience
+        count = failing.not_counted
         if failing.limits().sent is None and count > _MOST_PATIENT:
             return None
         if count <= _FOLLOWED_AT_ONCE and redirected:
