@@ -821,6 +821,7 @@ class _Drawer:
             seconds = arguments["delay"] + rng.uniform(0.1, 0.3)
         if kind == "flap":
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
+            seconds = min(seconds, 12 * arguments["delay"])  # more resets show nothing new
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
         if kind in ("refuse writes", "lose then refuse", "refuse then reset", "refuse at exec"):
