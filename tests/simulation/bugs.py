@@ -229,21 +229,12 @@ BUGS: tuple[PlantedBug, ...] = (
         "New calls overtake those that wait, which are sent one at a time or expire.",
     ),
     PlantedBug(
-        "put-back-after-choosing",
+        "retired-connection-keeps-calls",
         "ordering",
         "redis/multiplexer.py",
-        """            self._waiting.put_back(connection.retire())
-            if held:
-                self._lose_state()
-            self._choose()
-""",
-        """            unsent = connection.retire()
-            self._choose()
-            self._waiting.put_back(unsent)
-            if held:
-                self._lose_state()
-""",
-        "Calls queued on a connection that is retired are overtaken by newer ones, or never sent.",
+        "            self._waiting.put_back(connection.retire())\n",
+        "            connection.retire()\n",
+        "Calls queued on a connection that is retired are never sent.",
     ),
     PlantedBug(
         "first-connection-preferred",
@@ -737,15 +728,14 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "handshake-unlimited",
         "deadlines",
-        "redis/driver_connection.py",
+        "redis/connect.py",
         """        async with StallTolerantTimeout(timeout):
-            await connection.send_command(*command)
-            return await connection.read_response()
+            places = await target.places()
 """,
-        """        await connection.send_command(*command)
-        return await connection.read_response()
+        """        async with StallTolerantTimeout(None):
+            places = await target.places()
 """,
-        "If the network is cut while a connection is identified, it is never opened again.",
+        "A connection whose first packet is lost is never opened again.",
     ),
     # -- pipelines -------------------------------------------------------------------------
     PlantedBug(

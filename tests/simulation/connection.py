@@ -18,15 +18,13 @@ from heapq import heappush
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .loop import IOEvent
+from .plan import SEND_BUFFER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .loop import SimulatedLoop
     from .network import Host, Network
-
-SEND_BUFFER = 128 * 1024
-"""Bytes that the client's kernel accepts before the server's host has acknowledged them."""
 
 LARGEST_READ = 256 * 1024
 
@@ -177,6 +175,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         "_requests_last",
         "_requests_waiting",
         "_reset_on_write",
+        "_send_buffer",
         "_sent_at",
         "_socket",
         "_socket_closed",
@@ -232,6 +231,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._paused = False
         # The client's kernel.
         self.tells = settings.kernel
+        self._send_buffer = settings.send_buffer
         now = network.loop.now
         self._sent_at = self._received_at = self._acknowledged_at = now
         self._first_unacknowledged = now
@@ -303,6 +303,12 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._paused = False
             self._start_reading()
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set when the protocol pauses. A small buffer of the kernel makes these small, too."""
+        if self._send_buffer < SEND_BUFFER:
+            high, low = self._send_buffer, None
+        super().set_write_buffer_limits(high, low)
+
     def get_write_buffer_size(self) -> int:
         """Return the number of bytes that the kernel has not accepted."""
         return len(self._buffer)
@@ -327,7 +333,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             if self._error is not None:
                 self._force_close(self._error)
                 return
-            room = SEND_BUFFER - self._unacknowledged
+            room = self._send_buffer - self._unacknowledged
             if len(data) <= room:
                 self._transmit_to_server(bytes(data))
                 return
@@ -437,7 +443,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if self._error is not None:
             self._force_close(self._error)
             return
-        room = SEND_BUFFER - self._unacknowledged
+        room = self._send_buffer - self._unacknowledged
         if room <= 0:
             return
         self._transmit_to_server(bytes(self._buffer[:room]))

@@ -25,6 +25,8 @@ def begin(world: World, fault: Fault) -> None:
     name = fault.kind
     world.history.event("workload", "fault", number=fault.number, fault=name, lasts=fault.seconds)
     KINDS[name](world, fault)
+    if fault.arguments.get("resets"):  # so that clients connect meanwhile
+        world.network.reset(_address(world))
     world.loop.at(world.loop.time() + fault.seconds, _note_end, world, fault)
 
 

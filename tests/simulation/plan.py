@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+SEND_BUFFER = 128 * 1024
+"""Bytes that the client's kernel usually accepts before the server's host acknowledges them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClientSetup:
@@ -105,6 +108,8 @@ class NetworkSettings:
         stall_longest: The longest of these stalls, in seconds.
         kernel: Whether our kernel tells what it knows about a connection, as Linux does. Otherwise
             the address of a connection is unknown, too, as behind a proxy.
+        send_buffer: Bytes that our kernel accepts before they are acknowledged. Where it is smaller
+            than usual, small calls wait for room in it, as large ones do elsewhere.
     """
 
     latency: float = 0.0002
@@ -113,6 +118,7 @@ class NetworkSettings:
     stall: float = 0.02
     stall_longest: float = 0.2
     kernel: bool = False
+    send_buffer: int = SEND_BUFFER
 
 
 @dataclass(frozen=True, slots=True)

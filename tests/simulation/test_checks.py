@@ -568,6 +568,7 @@ def test_calls_keep_their_order_for_each_key(keys, broken):
     commands = [f"SET {key} t{number}.0" for key, number in zip(keys, (20, 40), strict=True)]
     first, second = story.start(20, commands[0]), story.start(40, commands[1])
     story.wrote(commands[0])
+    story.event("lost", connection=1, why="reset")
     story.wrote(commands[1], connection=2)
     story.run(commands[1], connection=2)
     story.run(commands[0])
@@ -590,6 +591,30 @@ def test_calls_are_written_in_their_order(order, broken):
         story.run(commands[index])
         story.end(operations[index], reply=True)
     assert story.broken == broken
+
+
+@pytest.mark.parametrize(
+    ("connection", "lost", "refused", "broken"),
+    [
+        (1, False, False, False),
+        (2, True, False, False),
+        (2, False, True, False),
+        (2, False, False, True),
+    ],
+)
+def test_writes_use_one_connection(connection, lost, refused, broken):
+    story = Story()
+    if refused:
+        story.refuse("SET r0 t60.0", "READONLY You can't write against a read only replica.")
+    for number, number_of_connection in ((20, 1), (40, connection)):
+        command = f"SET r0 t{number}.0"
+        operation = story.start(number, command)
+        story.wrote(command, connection=number_of_connection)
+        story.run(command, connection=number_of_connection)
+        story.end(operation, reply=True)
+        if lost and number == 20:
+            story.event("lost", connection=1, why="reset")
+    assert story.broken == (["writes_use_one_connection_while_it_is_open"] if broken else [])
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.simulation import checks
-from tests.simulation.draw import THEMES, draw_plan
+from tests.simulation.draw import draw_plan
 from tests.simulation.known_findings import KNOWN, known_finding
 from tests.simulation.recorded import Recorded, files, load, save
 from tests.simulation.run import run
+from tests.simulation.themes import THEMES
 
 RULES = {check.__name__ for check in checks.ALL}
 

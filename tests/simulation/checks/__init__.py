@@ -53,6 +53,7 @@ ALL: tuple[Callable[[Index], Iterator[Broken]], ...] = (
     order.a_client_kills_only_connections_of_its_own,
     order.calls_keep_their_order_for_each_key,
     order.calls_are_written_in_the_order_in_which_they_were_made,
+    order.writes_use_one_connection_while_it_is_open,
     order.calls_of_one_tick_keep_their_order_for_each_key,
     order.commands_of_a_pipeline_are_executed_in_their_order,
     transactions.a_transaction_is_executed_whole_and_in_order,

@@ -14,7 +14,7 @@ from .index import Broken, once
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.simulation.history import Execution
+    from tests.simulation.history import Execution, Operation
 
     from .index import Command, Index
 
@@ -260,6 +260,44 @@ def calls_are_written_in_the_order_in_which_they_were_made(index: Index) -> Iter
                     (latest.operation.number, operation.number),
                     sent[0].at,
                 )
+
+
+def writes_use_one_connection_while_it_is_open(index: Index) -> Iterator[Broken]:
+    """A client sends no write over another connection while that of the write before is open.
+
+    Otherwise their order would depend on the network. Exempt are calls that were written twice, and
+    clients with large values or whose server refused writes as a replica.
+    """
+    if _moved(index):
+        return
+    lost = {event.facts.get("connection"): event.at for event in index.events.get("lost", ())}
+    for label, operations in index.by_client.items():
+        if index.bare(label):
+            continue
+        if any(map(_is_large, operations)):
+            continue
+        written = []
+        for operation in operations:
+            commands = index.commands[operation.number]
+            if operation.kind in _ORDERED and len(commands) == 1 and commands[0].writes:
+                sent = index.sent.get(commands[0].token or b"", ())
+                if len(sent) == 1:
+                    written.append((sent[0].at, sent[0].connection, commands[0]))
+        written.sort(key=lambda each: each[0])
+        for (_, before, first), (at, connection, second) in pairwise(written):
+            if connection != before and lost.get(before, at) >= at:
+                yield Broken(
+                    f"{second} was written on connection {connection}, although {first} had been "
+                    f"written on connection {before}, which was open",
+                    (first.operation.number, second.operation.number),
+                    at,
+                )
+
+
+def _is_large(operation: Operation) -> bool:
+    """Return whether a call has a value that may keep its connection busy."""
+    words = operation.commands[0] if operation.commands else ()
+    return "large" in operation.kind or any(word.startswith("big") for word in words[1:2])
 
 
 def _of_one_burst(first: Command, second: Command) -> bool:
