@@ -386,8 +386,8 @@ class _Drawer:
             "stall": rng.choice([0.0, 0.01, 0.05]),
             "kernel": rng.random() < 0.5,
         }
-        if rng.random() < 0.15 and not self._sends_large():
-            values["send_buffer"] = rng.choice([200, 600])
+        if rng.random() < 0.2 and not self._sends_large():
+            values["send_buffer"] = rng.choice([60, 60, 300])
         return NetworkSettings(**values | dict(self.theme.network))
 
     def _sends_large(self) -> bool:

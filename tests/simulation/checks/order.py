@@ -24,6 +24,8 @@ _ORDERED = frozenset({
 })  # fmt: skip
 """Kinds of calls whose single command is sent when the call begins."""
 
+_NOTED = 0.3  # seconds, in which our own loop may be blocked
+
 _OVERTAKEN = (Outcome.CANCELLED, Outcome.UNKNOWN)
 
 
@@ -270,7 +272,7 @@ def writes_use_one_connection_while_it_is_open(index: Index) -> Iterator[Broken]
     """
     if _moved(index):
         return
-    lost = {event.facts.get("connection"): event.at for event in index.events.get("lost", ())}
+    lost = {event.facts.get("connection"): event.time for event in index.events.get("lost", ())}
     for label, operations in index.by_client.items():
         if index.bare(label):
             continue
@@ -282,15 +284,20 @@ def writes_use_one_connection_while_it_is_open(index: Index) -> Iterator[Broken]
             if operation.kind in _ORDERED and len(commands) == 1 and commands[0].writes:
                 sent = index.sent.get(commands[0].token or b"", ())
                 if len(sent) == 1:
-                    written.append((sent[0].at, sent[0].connection, commands[0]))
-        written.sort(key=lambda each: each[0])
-        for (_, before, first), (at, connection, second) in pairwise(written):
-            if connection != before and lost.get(before, at) >= at:
+                    written.append((sent[0], commands[0]))
+        written.sort(key=lambda each: each[0].at)
+        for (before, first), (sent_later, second) in pairwise(written):
+            closed = lost.get(before.connection, float("inf"))
+            if (
+                sent_later.connection != before.connection
+                # The network notes a little later that the client has closed a connection.
+                and closed > sent_later.time + _NOTED
+            ):
                 yield Broken(
-                    f"{second} was written on connection {connection}, although {first} had been "
-                    f"written on connection {before}, which was open",
+                    f"{second} was written on connection {sent_later.connection}, although {first} "
+                    f"had been written on connection {before.connection}, which was open",
                     (first.operation.number, second.operation.number),
-                    at,
+                    sent_later.at,
                 )
 
 
