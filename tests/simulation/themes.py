@@ -168,7 +168,7 @@ THEMES: dict[str, Theme] = {
         cancel=0.3,
         faults_at_once=(1,),
         network={"latency": 0.001, "stall": 0.0},
-        weight=2,
+        weight=4,
     ),
     "timeouts": Theme(
         _only(_CALLS, "set", "increment", "get", "echo", "pipeline", traffic=6, burst=12),
