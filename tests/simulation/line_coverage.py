@@ -29,7 +29,7 @@ FILES = (
     *("redis/exclusive_call.py", "redis/driver_connection.py"),
     *("redis/batch.py", "redis/waiting.py", "redis/session.py"),
     *("redis/probe.py", "redis/runtime.py", "redis/sharing.py", "redis/scripts.py"),
-    *("redis/lock.py", "redis/lock_keys.py", "redis/large_replies.py"),
+    *("redis/lock.py", "redis/lock_keys.py", "redis/large_values.py"),
     *("health/prober.py", "health/machine.py", "health/dependency.py"),
 )
 _EXCLUDED = ("if TYPE_CHECKING:", "@overload", "raise NotImplementedError")

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
+    from .large_values import Packed
     from .options import PoolOptions, ReadFromName, RedisOptions, SentinelOptions, UrlOptions
 
 
@@ -376,7 +377,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             try:
                 data = _pack(args)
             except TypeError:
-                data = self._packer.pack(spec.words, args)
+                data = bytes(self._packer.pack(spec.words, args))
             if len(data) > LARGE:
                 return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
@@ -548,7 +549,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
     def _multiplexed_call(
         self,
         command: Command,
-        data: bytes,
+        data: Packed,
         first: Exception | None = None,
         *,
         kind: Callable[..., MultiplexedCall] = MultiplexedCall,

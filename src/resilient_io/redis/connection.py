@@ -21,7 +21,7 @@ from resilient_io.wakeups import can_wake, deliver
 from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
-from .large_replies import LargeReplies, may_begin
+from .large_values import LargeReplies, LargeValueReader, may_begin, parts_of
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
     from resilient_io.wakeups import Answer
+
+    from .large_values import Packed
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
@@ -110,7 +112,7 @@ class PendingRequest:
 
     def __init__(
         self,
-        data: bytes,
+        data: Packed,
         *,
         count: int = 1,
         raw: frozenset[int] = frozenset(),
@@ -221,8 +223,8 @@ class ResponseQueue:
     """The calls that wait for replies on one connection, in order, and the reply parser."""
 
     __slots__ = (
-        "_decoding", "_large_replies", "_partial", "_pushed", "_pushes", "_reader", "_special",
-        "large", "waiting",
+        "_decoding", "_partial", "_pushed", "_pushes", "_reader", "_special", "large",
+        "large_replies", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
@@ -238,7 +240,8 @@ class ResponseQueue:
             **decoding,
         )
         self._decoding = decoding
-        self._large_replies = LargeReplies(LARGE)
+        self.large_replies = LargeReplies(LARGE)
+        """The large values, which do not pass through the parser."""
         self._pushes = pushes
         self._pushed: Callable[[list[Any]], object] = _ignore
         self._partial = 0
@@ -276,7 +279,7 @@ class ResponseQueue:
 
         If `answers` is given, replies may be added to it instead, which the caller must deliver.
         """
-        before, large = len(self.waiting), self._large_replies
+        before, large = len(self.waiting), self.large_replies
         split = large.in_step and (large.pending or may_begin(data))
         try:
             if split:
@@ -352,49 +355,70 @@ class ResponseQueue:
 
     def _read_split(self, data: bytes, answers: list[Answer] | None) -> None:
         """Read a part of a large value, or bytes among which one may begin."""
-        for piece, large in self._large_replies.split(data):
+        for piece, large in self.large_replies.split(data):
             if not large:
                 self._parse(piece, answers)
                 continue
-            head = self.waiting.popleft()
-            special = head if isinstance(head, PendingRequest) and head.special else None
-            reply: object = piece
-            if self._decoding and (special is None or special.position not in special.raw):
-                try:
-                    reply = str(piece, **self._decoding)
-                except UnicodeDecodeError as error:
-                    reply = error
-            if special is not None:
-                self._answered(special, 1)
-            if not head.done():
-                head.set_result(reply)
+            self._take_large(piece)
+
+    def fill(self, size: int) -> int:
+        """Note that a part of a large value was read. Return the number of answered calls."""
+        large = self.large_replies
+        value = large.fill(size)
+        self._partial = large.received
+        if value is None:
+            return 0
+        try:
+            self._take_large(value)
+        except IndexError:
+            raise InvalidResponse("a reply without a request") from None
+        return 1
+
+    def _take_large(self, value: bytes | memoryview) -> None:
+        head = self.waiting.popleft()
+        special = head if isinstance(head, PendingRequest) and head.special else None
+        reply: object = value
+        if self._decoding and (special is None or special.position not in special.raw):
+            try:
+                reply = str(value, **self._decoding)
+            except UnicodeDecodeError as error:
+                reply = error
+        if special is not None:
+            self._answered(special, 1)
+        if not head.done():
+            head.set_result(reply)
 
     def _read_batch(self, request: PendingRequest) -> bool:
-        """Read the remaining replies to a request of several commands. Return whether all came."""
-        gets, push = self._reader.gets, hiredis.PushNotification
+        """Read replies to a request of several commands. Return whether there may be more."""
         replies: list[object] = []
         left = request.count - request.position
-        reply: object
         try:
-            while left:
-                try:
-                    reply = gets()
-                except UnicodeDecodeError as error:
-                    reply = error
-                if reply is NOT_ENOUGH:
-                    return False
-                if type(reply) is push:
-                    self._pushed(reply)
-                else:
-                    replies.append(reply)
-                    left -= 1
+            replies.extend(islice(iter(self._reader.gets, NOT_ENOUGH), left))
+        except UnicodeDecodeError as error:
+            replies.append(error)
+        else:
+            return len(replies) == left
         finally:  # also before garbage
+            replies = self._without_pushes(replies)
+            next_entry = self.waiting.popleft
             for _ in replies:
-                self.waiting.popleft()
+                next_entry()
             self._answered(request, len(replies))
             if not request.done():
                 request.add_replies(replies)
         return True
+
+    def _without_pushes(self, replies: list[object]) -> list[object]:
+        push = hiredis.PushNotification
+        if push not in map(type, replies):
+            return replies
+        kept: list[object] = []
+        for reply in replies:
+            if type(reply) is push:
+                self._pushed(reply)
+            else:
+                kept.append(reply)
+        return kept
 
     def _answered(self, request: PendingRequest, count: int) -> None:
         self._special -= count
@@ -419,7 +443,7 @@ class ResponseQueue:
 
     def fail_all(self, lost: ConnectionLost) -> bool:
         """End all waits: no reply will arrive. Return whether any call waited."""
-        self._large_replies.clear()
+        self.large_replies.clear()
         waiting, self.waiting = self.waiting, deque()
         for entry in waiting:
             if isinstance(entry, PendingRequest):
@@ -439,7 +463,7 @@ class ConnectionOwner(Protocol):
     """The owner of a multiplexed connection, which reacts to changes of the connection."""
 
     def connection_lost(
-        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, Packed]]
     ) -> None:
         """Take over the calls that were never written. The connection is closed already."""
 
@@ -504,7 +528,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._owner = owner
         self._in_flight = InFlightWrites(latencies, lag)
         self._queue: list[Entry] = []
-        self._data: list[bytes] = []
+        self._data: list[Any] = []  # packed requests, in parts only while a large one is sent
         self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
@@ -644,7 +668,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._has_requests = True
         self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
         if not request.special:
-            self.send(request, request.data)
+            self.send(request, bytes(request.data))
             return
         self._responses.expect(request)
         # The first entry carries the data; the others reserve positions for their replies.
@@ -695,7 +719,7 @@ class MultiplexedConnection(asyncio.Protocol):
         """Pass each push message of the server to `pushed`, which must not send anything itself."""
         self._responses.listen(pushed)
 
-    def retire(self) -> list[tuple[Entry, bytes]]:
+    def retire(self) -> list[tuple[Entry, Packed]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""
         self.retired = True
         if self._retirement is not None:
@@ -778,7 +802,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self._enough = max(_ENOUGH, len(waiting) // 4)
             if self._responses.large:
                 self._written(len(queue), sum(map(len, data)))
-                for part in data:  # a large one is not copied
+                for part in parts_of(data):
                     self.transport.write(memoryview(part))
             else:
                 blob = b"".join(data) if len(data) > 1 else data[0]
@@ -786,8 +810,8 @@ class MultiplexedConnection(asyncio.Protocol):
                 self.transport.write(blob)
 
     def _without_cancelled(
-        self, queue: list[Entry], data: list[bytes]
-    ) -> tuple[list[Entry], list[bytes]]:
+        self, queue: list[Entry], data: list[Any]
+    ) -> tuple[list[Entry], list[Any]]:
         """Remove the calls that were cancelled before they were written: they are never sent."""
         for entry, packed in zip(queue, data, strict=True):
             if entry.done():
@@ -795,7 +819,7 @@ class MultiplexedConnection(asyncio.Protocol):
         kept = [not entry.done() for entry in queue]
         return list(compress(queue, kept)), list(compress(data, kept))
 
-    def _take_queue(self, lost: ConnectionLost) -> list[tuple[Entry, bytes]]:
+    def _take_queue(self, lost: ConnectionLost) -> list[tuple[Entry, Packed]]:
         """Empty the queue. Return the calls whose callers still wait; end internal requests."""
         entries = list(zip(self._queue, self._data, strict=True))
         self._queue, self._data = [], []
@@ -832,11 +856,11 @@ class MultiplexedConnection(asyncio.Protocol):
         """Match replies with calls, in order. Then continue the tasks that waited for them."""
         # A task, which closes a TLS connection for example, cannot continue another one.
         if not self._wakes_directly or asyncio.current_task(self._loop) is not None:
-            self._receive(data, None)
+            self._receive(len(data), data, None)
             return
         answers: list[Answer] = []
         try:
-            self._receive(data, answers)
+            self._receive(len(data), data, answers)
         finally:
             if answers:
                 self.continuing = True
@@ -854,32 +878,46 @@ class MultiplexedConnection(asyncio.Protocol):
         if self._queue:
             self._write_queue()
 
-    def _receive(self, data: bytes, answers: list[Answer] | None) -> None:
+    def _receive(
+        self, size: int, data: bytes | None = None, answers: list[Answer] | None = None
+    ) -> None:
+        """Account for what was received. Without `data`, it is a part of a large value."""
         self.clock = self._in_flight.note_bytes()
-        self.bytes_received += len(data)
-        was_busy = self._responses.busy
+        self.bytes_received += size
+        responses = self._responses
+        was_busy = responses.busy
         try:
-            answered = self._responses.feed(data, answers)
+            answered = responses.fill(size) if data is None else responses.feed(data, answers)
         except InvalidResponse as error:
             detail = f"received an invalid RESP reply: {clean_text(str(error))}"
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
             return
         self._crowded = answered > 1
-        if not answered and HUGE < self._responses.partial <= HUGE + len(data):
-            self._owner.connection_blocked(self)
         if answered:
             self.replies += answered
             self.load -= self._in_flight.answer(answered)
-            if not self._responses.waiting:
+            if not responses.waiting:
                 self.extra_timeout = 0.0
                 if self.retired:
                     self.close(REPLACED)
                     return
+        else:
+            if HUGE < responses.partial <= HUGE + size:
+                self._owner.connection_blocked(self)
+            if data is not None and responses.large_replies.room is not None:
+                self._read_large_value()
         if self.full and self.load <= self.limit:
             self.full = False
             self._owner.connection_changed()
-        elif self._responses.busy is not was_busy:
+        elif responses.busy is not was_busy:
             self._owner.connection_changed()
+
+    def _read_large_value(self) -> None:
+        """Have the rest of a large value written to where it belongs."""
+        # uvloop reads as before until it is paused.
+        if isinstance(self._loop, asyncio.BaseEventLoop):
+            large = self._responses.large_replies
+            self.transport.set_protocol(LargeValueReader(self, large, self._receive))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the remaining calls: the connection is gone."""

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from ..attempt import Call
     from ..commands import CommandSpec
     from ..instrumentation import Tracing
+    from ..large_values import Packed
     from ..stats import RedisStats
     from .nodes import Member
     from .slots import Node
@@ -298,7 +299,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             try:
                 data = _pack(args)
             except TypeError:
-                data = self._packer.pack(spec.words, args)
+                data = bytes(self._packer.pack(spec.words, args))
             if len(data) > LARGE:
                 return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
@@ -325,7 +326,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         return await reply if hasattr(reply, "__await__") else reply
 
     def _call_after(
-        self, reply: Exception, member: Member, command: Command, data: bytes, slot: int
+        self, reply: Exception, member: Member, command: Command, data: Packed, slot: int
     ) -> ClusterCall:
         """Return the call that continues after an unusual reply to what the hot path has sent."""
         if type(reply) is AskError:  # not MOVED, which is a subclass
@@ -381,7 +382,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         self, command: Command, *, slot: int | None, member: Member | None = None
     ) -> Any:
         """Execute a command on one node."""
-        data = b""
+        data: Packed = b""
         if command.spec.route is not Route.EXCLUSIVE:
             data = self._packer.pack(command.spec.words, command.args)
         call = self._cluster_call(command, data, slot=slot, member=member)
@@ -444,7 +445,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
     def _cluster_call(
         self,
         command: Command,
-        data: bytes,
+        data: Packed,
         *,
         slot: int | None,
         member: Member | None = None,
@@ -470,7 +471,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         )
 
     def _multiplexed_call_to(
-        self, command: Command, data: bytes, slot: int | None, member: Member, asking: bool
+        self, command: Command, data: Packed, slot: int | None, member: Member, asking: bool
     ) -> MultiplexedCall:
         return self._multiplexed_call(member, command, data, slot=slot, asking=asking)
 
@@ -478,7 +479,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         self,
         member: Any,
         command: Command,
-        data: bytes,
+        data: Packed,
         *,
         slot: int | None,
         asking: bool = False,
