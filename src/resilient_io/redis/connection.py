@@ -455,7 +455,7 @@ class ResponseQueue:
 
 _is_done: Any = asyncio.Future.done
 
-_ENOUGH = 100
+_ENOUGH = 500
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
 
