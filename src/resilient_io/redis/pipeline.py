@@ -115,6 +115,13 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             self.command_stack.append((args, options or _NO_OPTIONS))
             return self
 
+        def get(self, name: Any) -> Any:
+            """Queue GET, the most frequent command, without a further call."""
+            if self.watching:
+                return super().get(name)
+            self.command_stack.append((("GET", name), _NO_OPTIONS))
+            return self
+
         def evalsha(self, sha: Any, *args: Any) -> Any:
             """Queue EVALSHA, and load the script first if the client knows it."""
             self._note_script(sha)
