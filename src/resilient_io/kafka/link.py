@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NUDGE_AFTER = 0.25  # seconds without a byte after which a broker is sent something
 _LATE = 0.15  # the same after a response is due
-_LONGEST_PATIENCE = 0.75  # the same whenever it is due
+_LONGEST_SILENCE = 0.75  # the same whenever it is due
 _NUDGE_SPACING = 1.0  # shortest time between two nudges, in seconds
 _KEEP_ALIVE = 10.0  # seconds after which an unused connection of the probe is used, too
 
@@ -51,7 +51,7 @@ class LinkWatch:
         self._path = PathMonitor(self._path_gone, others=self._sockets, partly_gone=self._host_gone)
         self._waiting: list[tuple[Connection, object, float]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._nudge_after = min(max(_NUDGE_AFTER, fetch + _LATE), _LONGEST_PATIENCE)
+        self._nudge_after = min(max(_NUDGE_AFTER, fetch + _LATE), _LONGEST_SILENCE)
         self._nudged = float("-inf")
         self._sent = 0
 
