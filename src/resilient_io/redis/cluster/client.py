@@ -30,7 +30,6 @@ from resilient_io.validation import check_name, check_number, check_seconds
 from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
-from ..connection import LARGE
 from ..errors import RouteRefused
 from ..exclusive_call import ExclusiveCall
 from ..frequent import FrequentCommands
@@ -46,6 +45,7 @@ from ..options import (
     probe_interval,
 )
 from ..replicas import DEFAULT_MAX_LAG
+from ..response_queue import LARGE
 from ..scripts import ScriptBodies
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
@@ -212,7 +212,6 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             node_health=HealthSettings(interval=interval) if interval else None,
             connections=connections if connections is not None else ConnectionSettings(),
             rules=AddressRules(
-                tls=bool(given.get("ssl")),
                 address_map=given.get("address_remap"),
                 zone_of=zone_of,
             ),
