@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
@@ -165,7 +165,12 @@ class MetadataQuery:
         error = task.exception()
         if error is None:
             return None
-        return connection_failure(error, tls=self._target.uses_tls, secrets=self._target.secrets())
+        target = self._target
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        if failure.cause is Cause.RESET and not target.brokers:  # which never answered
+            port = "without TLS" if target.uses_tls else "that requires TLS or a login"
+            failure = replace(failure, detail=f"{failure.detail} (is this a port {port}?)")
+        return failure
 
     def failures(self) -> list[ConnectionFailure]:
         """Return why there is no response, for each address without one."""

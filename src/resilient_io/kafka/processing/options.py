@@ -220,6 +220,11 @@ def plan_run(
         dead_letter = DeadLetter(topic=dead_letter)
     if dead_letter is not None:
         check_type("dead_letter", dead_letter, DeadLetter, use='dead_letter="orders.dead"')
+        if dead_letter.topic in topics:
+            raise ConfigurationError(
+                f"{dead_letter.topic!r} is both a topic of this consumer and the dead-letter "
+                f"topic: its dead letters would be handled again and again; use another topic"
+            )
     if handler_policy is not None:
         check_type("handler_policy", handler_policy, HandlerPolicy, use="HandlerPolicy(attempts=3)")
     if limits is not None:
