@@ -274,6 +274,8 @@ class KafkaProbe:
         self._lost: dict[Address, tuple[ConnectionFailure, int]] = {}
         self._coordinator_failures = 0
         self._last_reply = -math.inf
+        self.requested_at = -math.inf
+        """Loop time of the latest request on the kept connection."""
 
     def note_reply(self) -> None:
         """Report that a broker has just answered a client, so that no probe is needed now."""
@@ -300,7 +302,9 @@ class KafkaProbe:
             return
         if self._nudge is not None and not self._nudge.done():
             return
-        self._nudge = asyncio.get_running_loop().create_task(
+        loop = asyncio.get_running_loop()
+        self.requested_at = loop.time()
+        self._nudge = loop.create_task(
             request_metadata(kept, (), self._timeout), name="resilient-io kafka nudge"
         )
         self._nudge.add_done_callback(retrieve_exception)
@@ -328,7 +332,7 @@ class KafkaProbe:
 
     async def _query_kept(self, kept: Connection) -> tuple[ClusterSnapshot, float]:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self.requested_at = loop.time()
         received = False
         try:
             metadata = await request_metadata(kept, self._requested_topics(), self._timeout)
@@ -415,6 +419,7 @@ class KafkaProbe:
         self, kept: Connection, wanted: tuple[int, str], latency: float
     ) -> None:
         kind, key = wanted
+        self.requested_at = asyncio.get_running_loop().time()
         received = False
         try:
             await find_coordinator(kept, kind, key, self._timeout)

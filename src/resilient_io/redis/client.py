@@ -27,7 +27,6 @@ from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, Multiplex
 from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
-from .connection import LARGE
 from .durability import is_replicated
 from .errors import RouteRefused
 from .exclusive_call import ExclusiveCall
@@ -51,6 +50,7 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pubsub import ResilientPubSub
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
+from .response_queue import LARGE
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name

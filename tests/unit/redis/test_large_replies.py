@@ -8,8 +8,9 @@ import pytest
 from redis._parsers import Encoder
 from redis.exceptions import InvalidResponse, ResponseError
 
-from resilient_io.redis.connection import LARGE, PendingRequest, ResponseQueue
+from resilient_io.redis.connection import PendingRequest
 from resilient_io.redis.large_replies import LargeReplies
+from resilient_io.redis.response_queue import LARGE, ResponseQueue
 
 
 class Waiter(PendingRequest):

@@ -31,7 +31,6 @@ from resilient_io.validation import check_name, check_number, check_seconds
 from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
-from ..connection import LARGE
 from ..errors import RouteRefused
 from ..exclusive_call import ExclusiveCall
 from ..frequent import FrequentCommands
@@ -48,6 +47,7 @@ from ..options import (
     probe_interval,
 )
 from ..replicas import DEFAULT_MAX_LAG
+from ..response_queue import LARGE
 from ..scripts import ScriptBodies
 from ..sentinel_options import is_sentinel_url
 from .call import ClusterCall, TableCall
@@ -236,7 +236,6 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             node_health=HealthSettings(interval=interval) if interval else None,
             connections=connections if connections is not None else ConnectionSettings(),
             rules=AddressRules(
-                tls=bool(given.get("ssl")),
                 address_map=given.get("address_remap"),
                 zone_of=zone_of,
             ),
