@@ -45,7 +45,7 @@ OnFailure: TypeAlias = "Verdict | Callable[[Failure], object]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a record was given up, passed to the application's `on_failure`.
+    """Why handling a record has failed, as passed to the application's `on_failure`.
 
     Attributes:
         record: The record. If it could not be deserialized, `record.error` is the reason and
