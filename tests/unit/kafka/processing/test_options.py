@@ -43,7 +43,7 @@ class Handler:
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"dead_letter": ""}, r'must be a non-empty string, for example topic="orders\.dead"'),
         (
-            {"dead_letter": "a", "topics": ["a"]},
+            {"dead_letter": "a", "reads": {"a"}.__contains__},
             "'a' is both a topic of this consumer and the dead",
         ),
         ({"on_failure": "dead_letter"}, 'needs a topic: pass dead_letter="orders.dead" too'),
