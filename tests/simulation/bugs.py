@@ -84,9 +84,9 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "promoted-call-counts-as-unsent",
         "retries",
-        "redis/connection.py",
-        "assign(request, len(entries) - index)",
-        "assign(request, len(entries) - index - 1)",
+        "redis/response_queue.py",
+        "adopt(entry, len(entries) - index)",
+        "adopt(entry, len(entries) - index - 1)",
         "The last call on a silent connection is reported as not sent, although it was applied.",
     ),
     PlantedBug(
@@ -101,9 +101,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "attempts-not-counted",
         "retries",
         "retry.py",
-        """        self._state.attempt_number += 1
-        return backoff""",
-        "        return backoff",
+        "        self._state.attempt_number = made\n",
+        "",
         "A refused call is repeated until its deadline, whatever the policy's `attempts` is.",
     ),
     PlantedBug(
@@ -276,7 +275,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "cancelled-reply-goes-to-next",
         "reply matching",
-        "redis/connection.py",
+        "redis/response_queue.py",
         """            answer((next_entry(), reply))
 """,
         """            entry = next_entry()
@@ -297,9 +296,9 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "promoted-call-not-in-queue",
         "reply matching",
-        "redis/connection.py",
-        'request = entries[index] = PendingRequest(b"")',
-        'request = PendingRequest(b"")',
+        "redis/response_queue.py",
+        "entries[index] = adopt(",
+        "adopt(",
         "The reply to a call that waited long is dropped: it ends with an unknown outcome, or "
         "never.",
     ),
@@ -315,7 +314,7 @@ BUGS: tuple[PlantedBug, ...] = (
     PlantedBug(
         "undecodable-reply-skipped",
         "reply matching",
-        "redis/connection.py",
+        "redis/response_queue.py",
         """                # hiredis 3.5 raises for this one reply and stays in sync.
                 reply = error
 """,

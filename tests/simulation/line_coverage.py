@@ -22,6 +22,7 @@ FILES = (
         "redis/executor.py",
         "redis/attempt.py",
         "redis/connection.py",
+        "redis/response_queue.py",
         "redis/watchdog.py",
         "redis/lifetime.py",
     ),

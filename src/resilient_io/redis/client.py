@@ -27,7 +27,6 @@ from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, Multiplex
 from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
-from .connection import LARGE
 from .durability import is_replicated
 from .errors import RouteRefused
 from .exclusive_call import ExclusiveCall
@@ -38,6 +37,7 @@ from .messages import MOST_BYTES, MOST_MESSAGES
 from .options import (
     ConnectionSettings,
     Durability,
+    check_address,
     check_conflicts,
     check_target,
     check_types,
@@ -50,6 +50,7 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pubsub import ResilientPubSub
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
+from .response_queue import LARGE
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
@@ -224,6 +225,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         """Return a new runtime. `settings` are those from which its policy is made."""
         policy, health, connections, name, rng, interval = own
         pool = self.connection_pool
+        check_address(pool_settings(pool))
         target = RedisTarget(pool)
         if policy is None:
             policy = policy_from_options(pool_settings(pool) if settings is None else settings)

@@ -6,8 +6,7 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from itertools import compress, islice, repeat
+from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import hiredis
@@ -21,7 +20,8 @@ from resilient_io.wakeups import can_wake, deliver
 from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
-from .large_values import LargeReplies, LargeValueReader, may_begin, parts_of
+from .large_values import LargeValueReader, parts_of
+from .response_queue import LARGE, ReplyCollector, ResponseQueue
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -89,26 +89,12 @@ class _CheckClock(Exception):
 CHECK_CLOCK = _CheckClock("check the clock")
 
 
-class PendingRequest:
+class PendingRequest(ReplyCollector):
     """A request whose progress is known: `count` commands packed in `data`, sent as one."""
 
-    _callbacks = None  # so that `deliver` lets the loop continue its caller
     __slots__ = (
-        "connection",
-        "count",
-        "data",
-        "expires",
-        "extra_timeout",
-        "future",
-        "home",
-        "large",
-        "movable",
-        "position",
-        "raw",
-        "replies",
-        "sequence",
-        "slot",
-    )
+        "connection", "data", "expires", "extra_timeout", "home", "movable", "sequence", "slot",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -121,10 +107,8 @@ class PendingRequest:
         expires: float | None = None,
         movable: bool = True,
     ) -> None:
+        super().__init__(count=count, raw=raw, large=large)
         self.data = data
-        self.count = count
-        self.raw = raw
-        self.large = large
         self.extra_timeout = extra_timeout
         self.expires = expires
         """Loop time from which on it must not be sent, whether its caller has noticed or not."""
@@ -134,16 +118,8 @@ class PendingRequest:
         """The hash slot of its keys, if it moves to another node together with that slot."""
         self.home: ConnectionOwner | None = None
         """The multiplexer of the node to which it was moved, if it was."""
-        self.replies: list[object] = []
-        self.position = 0
         self.connection: MultiplexedConnection | None = None
         self.sequence = 0
-        self.future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-
-    @property
-    def special(self) -> bool:
-        """Whether the response queue has to inspect each of its replies."""
-        return self.large or bool(self.raw) or self.count > 1
 
     @property
     def sent(self) -> bool:
@@ -154,33 +130,11 @@ class PendingRequest:
         """Set the connection that carries it, and its number among the calls of the connection."""
         self.connection, self.sequence = connection, sequence
 
-    def done(self) -> bool:
-        """Return whether its caller no longer waits."""
-        return self.future.done()
-
     def sendable(self) -> bool:
         """Return whether its caller still waits, and its time is not over."""
         return not self.done() and (
             self.expires is None or self.future.get_loop().time() < self.expires
         )
-
-    def set_result(self, reply: object) -> None:
-        """Accept the next reply."""
-        if self.count == 1:
-            self.future.set_result(reply)
-        else:
-            self.add_replies([reply])
-
-    def add_replies(self, replies: list[object]) -> None:
-        """Accept the next replies to a request of several commands."""
-        self.replies += replies
-        if len(self.replies) == self.count:
-            self.future.set_result(self.replies)
-
-    def interrupt(self, reason: Exception) -> None:
-        """End the wait with a reason. Replies that arrived before stay in `replies`."""
-        if not self.future.done():
-            self.future.set_result(reason)
 
     def check_clock(self) -> None:
         """Wake the waiting caller so that it checks its time limits.
@@ -208,250 +162,7 @@ Entry: TypeAlias = asyncio.Future[object] | PendingRequest
 """What waits for a reply: the plain future of the hot path, or a request with time limits."""
 
 
-NOT_ENOUGH = object()
-"""What the reader returns for an incomplete reply. False is a reply in RESP3."""
-
-LARGE = 64 * 1024  # bytes above which a request or a reply keeps small calls off its connection
 HUGE = 1024 * 1024 + LARGE  # bytes of a reply above which its connection is replaced if necessary
-
-
-def _ignore(_push: list[Any]) -> None:
-    """Drop a push message that no one listens for."""
-
-
-class ResponseQueue:
-    """The calls that wait for replies on one connection, in order, and the reply parser."""
-
-    __slots__ = (
-        "_decoding", "_partial", "_pushed", "_pushes", "_reader", "_special", "large",
-        "large_replies", "waiting",
-    )  # fmt: skip
-
-    def __init__(self, connection: Any, *, pushes: bool) -> None:
-        encoder = connection.encoder
-        decoding: dict[str, str] = {}
-        if encoder.decode_responses:
-            decoding = {"encoding": encoder.encoding, "errors": encoder.encoding_errors}
-        # redis-py 8.1 `BaseParser.parse_error` maps the prefix of an error reply to its class.
-        self._reader: Any = hiredis.Reader(
-            protocolError=InvalidResponse,
-            replyError=connection._parser.parse_error,
-            notEnoughData=NOT_ENOUGH,
-            **decoding,
-        )
-        self._decoding = decoding
-        self.large_replies = LargeReplies(LARGE)
-        """The large values, which do not pass through the parser."""
-        self._pushes = pushes
-        self._pushed: Callable[[list[Any]], object] = _ignore
-        self._partial = 0
-        self._special = 0
-        self.large = 0
-        self.waiting: deque[Entry] = deque()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a large request or reply is being transferred."""
-        return self.large > 0 or self._partial > LARGE
-
-    @property
-    def partial(self) -> int:
-        """The number of bytes that have arrived of a reply which is not complete."""
-        return self._partial
-
-    def listen(self, pushed: Callable[[list[Any]], object]) -> None:
-        """Pass each push message to `pushed`, which must not send anything itself."""
-        self._pushes, self._pushed = True, pushed
-
-    def expect(self, request: PendingRequest) -> None:
-        """Register a request whose replies have to be inspected."""
-        self._special += request.count
-        self.large += request.large
-
-    def forget(self, request: PendingRequest, *, first: bool) -> None:
-        """Unregister one command of a special request that is not sent after all."""
-        self._special -= 1
-        if first:
-            self.large -= request.large
-
-    def feed(self, data: bytes, answers: list[Answer] | None = None) -> int:
-        """Parse received bytes and set the results of the answered calls. Return their number.
-
-        If `answers` is given, replies may be added to it instead, which the caller must deliver.
-        """
-        before, large = len(self.waiting), self.large_replies
-        split = large.in_step and (large.pending or may_begin(data))
-        try:
-            if split:
-                self._read_split(data, answers)
-            else:
-                self._parse(data, answers)
-        except IndexError:
-            raise InvalidResponse("a reply without a request") from None
-        incomplete = self._reader.has_data()
-        if not self.waiting and not self._pushes:
-            if incomplete or large.pending:
-                raise InvalidResponse("a part of a reply without a request")
-            large.in_step = True
-        elif large.in_step and not split:
-            large.follow(data, incomplete=incomplete)
-        answered = before - len(self.waiting)
-        if large.pending:
-            self._partial = large.received
-        else:
-            # After push messages alone, no reply has begun to arrive.
-            self._partial = self._partial + len(data) if incomplete and not answered else 0
-        return answered
-
-    def _parse(self, data: bytes | memoryview, answers: list[Answer] | None) -> None:
-        self._reader.feed(data)
-        if self._special or answers is None:
-            self._read_each()
-        else:
-            self._read(answers)
-
-    def _read(self, answers: list[Answer]) -> None:
-        gets, next_entry, answer = self._reader.gets, self.waiting.popleft, answers.append
-        not_enough, push = NOT_ENOUGH, hiredis.PushNotification
-        reply: object
-        while True:
-            try:
-                reply = gets()
-            except UnicodeDecodeError as error:
-                # hiredis 3.5 raises for this one reply and stays in sync.
-                reply = error
-            if reply is not_enough:
-                return
-            if type(reply) is push:
-                self._pushed(reply)
-                continue
-            answer((next_entry(), reply))
-
-    def _read_each(self) -> None:
-        """Read as `_read` does, with special requests in the queue."""
-        waiting, gets, push = self.waiting, self._reader.gets, hiredis.PushNotification
-        reply: object
-        while True:
-            head = waiting[0] if waiting else None
-            special = head if isinstance(head, PendingRequest) and head.special else None
-            if special is not None and special.count > 1 and not special.raw:
-                if not self._read_batch(special):
-                    return
-                continue
-            try:
-                reply = gets(special is None or special.position not in special.raw)
-            except UnicodeDecodeError as error:
-                reply = error
-            if reply is NOT_ENOUGH:
-                return
-            if type(reply) is push:
-                self._pushed(reply)
-                continue
-            entry = waiting.popleft()
-            if special is not None:
-                self._answered(special, 1)
-            if not entry.done():
-                entry.set_result(reply)
-
-    def _read_split(self, data: bytes, answers: list[Answer] | None) -> None:
-        """Read a part of a large value, or bytes among which one may begin."""
-        for piece, large in self.large_replies.split(data):
-            if not large:
-                self._parse(piece, answers)
-                continue
-            self._take_large(piece)
-
-    def fill(self, size: int) -> int:
-        """Note that a part of a large value was read. Return the number of answered calls."""
-        large = self.large_replies
-        value = large.fill(size)
-        self._partial = large.received
-        if value is None:
-            return 0
-        try:
-            self._take_large(value)
-        except IndexError:
-            raise InvalidResponse("a reply without a request") from None
-        return 1
-
-    def _take_large(self, value: bytes | memoryview) -> None:
-        head = self.waiting.popleft()
-        special = head if isinstance(head, PendingRequest) and head.special else None
-        reply: object = value
-        if self._decoding and (special is None or special.position not in special.raw):
-            try:
-                reply = str(value, **self._decoding)
-            except UnicodeDecodeError as error:
-                reply = error
-        if special is not None:
-            self._answered(special, 1)
-        if not head.done():
-            head.set_result(reply)
-
-    def _read_batch(self, request: PendingRequest) -> bool:
-        """Read replies to a request of several commands. Return whether there may be more."""
-        replies: list[object] = []
-        left = request.count - request.position
-        try:
-            replies.extend(islice(iter(self._reader.gets, NOT_ENOUGH), left))
-        except UnicodeDecodeError as error:
-            replies.append(error)
-        else:
-            return len(replies) == left
-        finally:  # also before garbage
-            replies = self._without_pushes(replies)
-            next_entry = self.waiting.popleft
-            for _ in replies:
-                next_entry()
-            self._answered(request, len(replies))
-            if not request.done():
-                request.add_replies(replies)
-        return True
-
-    def _without_pushes(self, replies: list[object]) -> list[object]:
-        push = hiredis.PushNotification
-        if push not in map(type, replies):
-            return replies
-        kept: list[object] = []
-        for reply in replies:
-            if type(reply) is push:
-                self._pushed(reply)
-            else:
-                kept.append(reply)
-        return kept
-
-    def _answered(self, request: PendingRequest, count: int) -> None:
-        self._special -= count
-        request.position += count
-        if request.position == request.count:
-            self.large -= request.large
-
-    def promote(self, count: int, assign: Callable[[PendingRequest, int], None]) -> None:
-        """Turn the plain futures among the oldest `count` entries into requests with time limits.
-
-        `assign` is called with each request and its distance from the end of the queue.
-        """
-        if not any(isinstance(entry, asyncio.Future) for entry in islice(self.waiting, count)):
-            return
-        entries = list(self.waiting)
-        for index, entry in enumerate(entries[:count]):
-            if isinstance(entry, asyncio.Future) and not entry.done():
-                request = entries[index] = PendingRequest(b"")
-                assign(request, len(entries) - index)
-                entry.set_result(Promoted(request))
-        self.waiting = deque(entries)
-
-    def fail_all(self, lost: ConnectionLost) -> bool:
-        """End all waits: no reply will arrive. Return whether any call waited."""
-        self.large_replies.clear()
-        waiting, self.waiting = self.waiting, deque()
-        for entry in waiting:
-            if isinstance(entry, PendingRequest):
-                entry.interrupt(lost)
-            elif not entry.done():
-                entry.set_result(lost)
-        return bool(waiting)
-
 
 _is_done: Any = asyncio.Future.done
 
@@ -897,7 +608,8 @@ class MultiplexedConnection(asyncio.Protocol):
             self.replies += answered
             self.load -= self._in_flight.answer(answered)
             if not responses.waiting:
-                self.extra_timeout = 0.0
+                if not self._queue:  # a blocking command may be in it
+                    self.extra_timeout = 0.0
                 if self.retired:
                     self.close(REPLACED)
                     return
@@ -961,6 +673,9 @@ class MultiplexedConnection(asyncio.Protocol):
             request.check_clock()
         self._responses.promote(len(self._responses.waiting), self.adopt)
 
-    def adopt(self, request: PendingRequest, from_end: int) -> None:
-        """Take over the request of a call that was sent with a plain future."""
+    def adopt(self, future: asyncio.Future[object], from_end: int) -> PendingRequest:
+        """Return the request that a call becomes which was sent with a plain future."""
+        request = PendingRequest(b"")
         request.assign(self, self.flushed - from_end)
+        future.set_result(Promoted(request))
+        return request

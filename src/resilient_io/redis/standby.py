@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .connection import LARGE
+from .response_queue import LARGE
 
 if TYPE_CHECKING:
     import asyncio

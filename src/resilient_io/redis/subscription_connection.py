@@ -16,8 +16,8 @@ from resilient_io.health import Cause
 from resilient_io.link import describe_silence, read_link
 from resilient_io.text import clean_text, describe_error
 
-from .connection import NOT_ENOUGH
 from .errors import CLOSED, ConnectionFailure
+from .response_queue import NOT_ENOUGH
 from .watchdog import SECOND_CHECK
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 
 from .attempt import Command, MultiplexedCall, apply_callback
-from .connection import LARGE
 from .durability import Acknowledgements, DurableCall, DurableGroups
 from .instrumentation import rebind
 from .options import Durability, check_types
 from .replicas import DEFAULT_MAX_LAG, ReadFrom, ReplicaRead, ReplicaSet, is_replica_read
+from .response_queue import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

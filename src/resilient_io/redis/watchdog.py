@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from resilient_io.link import INTERVAL, send_queue_size
 
 if TYPE_CHECKING:
-    from collections import deque
-    from collections.abc import Callable
-
     from resilient_io.link import LinkState, PathMonitor
 
     from .errors import ConnectionFailure
     from .in_flight import InFlightWrites
+    from .response_queue import ReplyCollector, ResponseQueue
 
 SECOND_CHECK = 0.005
 """Seconds between a suspicion and its consequence: a reply in the socket is read first."""
@@ -39,8 +37,9 @@ class WatchedConnection(Protocol):
     def lost(self) -> object:
         """Why it was closed, or None."""
 
-    def adopt(self, request: Any, from_end: int) -> None:
-        """Take over the request of a call that waits for longer than usual."""
+    def adopt(self, future: asyncio.Future[object], from_end: int) -> ReplyCollector:
+        """Return the request that a call becomes which waits for longer than usual."""
+        ...
 
     def fall_behind(self) -> None:
         """Note a short silence."""
@@ -57,15 +56,6 @@ class WatchedConnection(Protocol):
 
     def close(self, failure: ConnectionFailure) -> None:
         """Close it immediately."""
-
-
-class WatchedQueue(Protocol):
-    """The calls that wait for replies on the connection, oldest first."""
-
-    waiting: deque[Any]
-
-    def promote(self, count: int, assign: Callable[[Any, int], None]) -> None:
-        """Turn the plain futures among the oldest `count` entries into requests."""
 
 
 class Watchdog:
@@ -95,7 +85,7 @@ class Watchdog:
         self,
         connection: WatchedConnection,
         in_flight: InFlightWrites,
-        queue: WatchedQueue,
+        queue: ResponseQueue,
         path: PathMonitor | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()

@@ -11,8 +11,9 @@ from redis.exceptions import InvalidResponse, ResponseError
 
 from resilient_io.redis.attempt import Packer
 from resilient_io.redis.commands import SPECS
-from resilient_io.redis.connection import LARGE, PendingRequest, ResponseQueue
+from resilient_io.redis.connection import PendingRequest
 from resilient_io.redis.large_values import LargeReplies, LargeValueReader, PackedParts
+from resilient_io.redis.response_queue import LARGE, ResponseQueue
 
 
 class Waiter(PendingRequest):

@@ -105,8 +105,8 @@ async def send_readonly(connection: Any) -> None:
 class ReplicaReads:
     """Chooses the node that gets a read.
 
-    A node qualifies while the cluster reports it as online, it is not suspected of a failure, and
-    it does not lag behind for too long. If no replica qualifies, the master gets the read.
+    A node qualifies while it is not suspected of a failure, and does not lag behind for too long.
+    If no replica qualifies, the master gets the read.
 
     Args:
         router: Knows the shards and their nodes.
@@ -162,7 +162,7 @@ class ReplicaReads:
 
     def _qualifies(self, node: Node, members: Members, now: float) -> bool:
         member = members.get(node.address)
-        if not node.online or (member.opened and member.suspect):
+        if member.opened and member.suspect:
             return False
         if self.lag is None:
             return True

@@ -1,4 +1,7 @@
-"""Which node has which slot: the table that a client reads from CLUSTER SHARDS or CLUSTER SLOTS.
+"""Which node has which slot: the table that a client reads from CLUSTER SLOTS.
+
+CLUSTER SHARDS reports the same. Valkey 9.1 added the availability zones to both replies, and only
+CLUSTER SLOTS leaves out the replicas that have failed.
 
 A reply of a thousand nodes takes some tens of milliseconds to read. `read_table` therefore returns
 to the event loop every 2 ms.
@@ -38,14 +41,12 @@ class Node:
         port: The port, of TLS if the client uses it.
         id: The node ID, or an empty string if only the address is known.
         zone: The availability zone, or None if it is not known.
-        online: False while the cluster reports it as failed, or as loading its data.
     """
 
     host: str
     port: int
     id: str = ""
     zone: str | None = None
-    online: bool = True
 
     @property
     def address(self) -> Address:
@@ -86,7 +87,6 @@ class AddressRules:
     """How the addresses in the replies of a cluster become addresses to connect to.
 
     Args:
-        tls: Whether the client connects to the TLS ports.
         address_map: Where nodes can be reached, by the address that the cluster reports: a mapping,
             or a function as redis-py's `address_remap`. Other addresses stay as they are.
         zone_of: Returns the availability zone of a node, if the cluster does not report it.
@@ -95,11 +95,9 @@ class AddressRules:
     def __init__(
         self,
         *,
-        tls: bool = False,
         address_map: Mapping[Address, Address] | Callable[[Address], Address] | None = None,
         zone_of: Callable[[Node], str | None] | None = None,
     ) -> None:
-        self.tls = tls
         self._map: Callable[[Address], Address] | None
         if address_map is None or callable(address_map):
             self._map = address_map
@@ -120,23 +118,17 @@ class AddressRules:
             return asked, port
         return (host, port) if self._map is None else self._map((host, port))
 
-    def node(self, facts: Mapping[str, Any], asked: str) -> Node | None:
-        """Return a node from what a reply says about it, or None if it cannot be reached.
+    def node(self, host: str, port: int, asked: str, *, id: str, zone: str | None) -> Node:  # noqa: A002
+        """Return a node of a reply.
 
         Args:
-            facts: As in CLUSTER SHARDS.
-            asked: As for `resolve`.
+            host: As for `resolve`, as are `port` and `asked`.
+            port: Not 0.
+            asked: The host at which the server that replied was reached.
+            id: The node ID.
+            zone: The availability zone that the reply reports.
         """
-        port = facts.get("tls-port" if self.tls else "port")
-        host = facts.get("endpoint") or ""
-        if host == "?":  # the node has no host name, and the cluster prefers names
-            host = facts.get("ip") or ""
-        if not port:
-            return None
-        resolved = self.resolve(host, int(port), asked)
-        zone = facts.get("availability-zone") or None
-        online = facts.get("health", "online") == "online"
-        node = Node(*resolved, id=facts.get("id") or "", zone=zone, online=online)
+        node = Node(*self.resolve(host, port, asked), id=id, zone=zone)
         if zone is None and self._zone_of is not None:
             node = replace(node, zone=self._zone_of(node))
         return node
@@ -255,7 +247,7 @@ async def read_table(
     epoch: int | None = None,
     known: SlotTable | None = None,
 ) -> SlotTable:
-    """Return the table that a reply to CLUSTER SHARDS or CLUSTER SLOTS describes.
+    """Return the table that a reply to CLUSTER SLOTS describes.
 
     Cancelling has no effect on any table.
 
@@ -274,10 +266,7 @@ async def read_table(
     try:
         await reader.read(reply)
     except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-        raise InvalidResponse(f"not a reply to CLUSTER SHARDS or SLOTS: {error}") from error
-    if reader.unreachable and not reader.shards:
-        port = "TLS port" if reader.rules.tls else "port without TLS"
-        raise InvalidResponse(f"no master of the cluster has a {port}")
+        raise InvalidResponse(f"not a reply to CLUSTER SLOTS: {error}") from error
     return SlotTable(reader.slots, reader.shards, epoch=epoch)
 
 
@@ -287,9 +276,8 @@ class _Reader:
     def __init__(self, asked: str, rules: AddressRules, known: SlotTable | None) -> None:
         self.slots: list[Shard | None] = [None] * SLOTS
         self.shards: list[Shard] = []
-        self.unreachable = 0  # nodes without a port that this client could use
         self._asked = asked
-        self.rules = rules
+        self._rules = rules
         self._known = {} if known is None else {shard: shard for shard in known.shards}
         self._of_range: dict[Any, Shard] = {}  # by the addresses of its nodes
         self._distinct: dict[Shard, Shard] = {}
@@ -297,71 +285,36 @@ class _Reader:
         self._until = self._time() + _SLICE
 
     async def read(self, reply: Any) -> None:
-        ranges = (list, tuple)
         for entry in reply:
-            if isinstance(entry, ranges) and entry and isinstance(entry[0], int):
-                self._read_range(entry)
-            else:
-                await self._read_shard(_mapping(entry))
+            self._read_range(entry)
             if self._time() >= self._until:
-                await self._pause()
-
-    async def _pause(self) -> None:
-        await asyncio.sleep(0)
-        self._until = self._time() + _SLICE
-
-    # -- CLUSTER SLOTS -----------------------------------------------------------------------
+                await asyncio.sleep(0)
+                self._until = self._time() + _SLICE
 
     def _read_range(self, entry: Sequence[Any]) -> None:
         first, last, *nodes = entry
+        if not isinstance(first, int):
+            raise TypeError(f"{first!r} is not a slot")
         key = tuple([(node[0], node[1]) for node in nodes])
         shard = self._of_range.get(key)
         if shard is None:
-            master, *replicas = [self._node_of_range(*node) for node in nodes] or [None]
+            master, *replicas = [self._node(*node) for node in nodes] or [None]
             if master is None:
                 return
             shard = self._same(Shard(master, tuple(node for node in replicas if node is not None)))
             self._of_range[key] = shard
         self._assign(first, last, shard)
 
-    def _node_of_range(
+    def _node(
         self, host: Any, port: int, identity: Any = "", metadata: Any = (), *_: Any
     ) -> Node | None:
-        facts = _mapping(metadata)
-        facts |= {"endpoint": _text(host or ""), "port": port, "tls-port": port}
-        facts["id"] = _text(identity)
-        return self._node(facts)
-
-    # -- CLUSTER SHARDS ----------------------------------------------------------------------
-
-    async def _read_shard(self, entry: Mapping[str, Any]) -> None:
-        masters: list[Node] = []
-        replicas: list[Node] = []
-        for each in entry["nodes"]:
-            facts = _mapping(each)
-            group = masters if facts["role"] == "master" else replicas
-            node = self._node(facts)
-            if node is not None:
-                group.append(node)
-        if not masters:
-            return  # a new one is being elected
-        # After a failover, the one that failed may still be reported as a master.
-        masters.sort(key=lambda node: not node.online)
-        shard = self._same(Shard(masters[0], (*replicas, *masters[1:])))
-        ranges = list(entry["slots"])
-        if ranges and not isinstance(ranges[0], int):  # pairs, as redis-py returns them
-            ranges = [each for pair in ranges for each in pair]
-        for at in range(0, len(ranges), 2):
-            self._assign(ranges[at], ranges[at + 1], shard)
-            if at % 256 == 0 and self._time() >= self._until:
-                await self._pause()
-
-    # -- both --------------------------------------------------------------------------------
-
-    def _node(self, facts: Mapping[str, Any]) -> Node | None:
-        node = self.rules.node(facts, self._asked)
-        self.unreachable += node is None
-        return node
+        if not port:
+            return None  # it has no port for clients such as this one, with TLS or without
+        facts, text = _mapping(metadata), _text(host or "")
+        if text == "?":  # the node has no host name, and the cluster prefers names
+            text = facts.get("ip") or ""
+        zone = facts.get("availability-zone") or None
+        return self._rules.node(text, port, self._asked, id=_text(identity), zone=zone)
 
     def _same(self, shard: Shard) -> Shard:
         """Return the object of an equal shard, if there is one."""

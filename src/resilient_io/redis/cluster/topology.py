@@ -95,9 +95,8 @@ class ClusterTopology:
 
 
 def _master(node: Node, member: Member | None, slots: int) -> TopologyServer:
-    state = "unknown" if node.online else "down"
-    if member is not None and member.opened:
-        state = member.health.state.value
+    opened = member if member is not None and member.opened else None
+    state = "unknown" if opened is None else opened.health.state.value
     return TopologyServer(
         address=format_address(*node.address), role="master", state=state, slots=slots
     )
@@ -107,6 +106,6 @@ def _replica(node: Node, shard: Shard) -> TopologyServer:
     return TopologyServer(
         address=format_address(*node.address),
         role="replica",
-        state="unknown" if node.online else "down",
+        state="unknown",
         master=format_address(*shard.master.address),
     )

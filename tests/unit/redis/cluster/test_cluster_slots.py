@@ -21,48 +21,20 @@ from resilient_io.redis.cluster.slots import (
 _LONGEST_SLICE = 0.005
 
 
-def _node(port, role="master", **facts):
-    return {
-        "id": f"{port:040x}",
-        "port": port,
-        "ip": "10.0.0.1",
-        "endpoint": "10.0.0.1",
-        "role": role,
-        "replication-offset": 7,
-        "health": "online",
-        **facts,
-    }
+def _node(port, endpoint="10.0.0.1", **metadata):
+    return [endpoint, port, f"{port:040x}", metadata]
 
 
 def _shards(*shards):
-    return [{"slots": list(ranges), "nodes": list(nodes)} for ranges, *nodes in shards]
+    """Return a reply to CLUSTER SLOTS, for shards of a first slot, a last one, and nodes."""
+    return [list(shard) for shard in shards]
 
 
-def _two_shards(**facts):
+def _two_shards(**metadata):
     return _shards(
-        ((0, 8191), _node(7001, **facts), _node(7003, "replica", **facts)),
-        ((8192, 16383), _node(7002, **facts)),
+        (0, 8191, _node(7001, **metadata), _node(7003, **metadata)),
+        (8192, 16383, _node(7002, **metadata)),
     )
-
-
-def _slots(reply):
-    """Return the same as a reply to CLUSTER SLOTS."""
-    return [
-        [
-            *shard["slots"][at : at + 2],
-            *(
-                [
-                    node["endpoint"] or None,
-                    node["port"],
-                    node["id"],
-                    {key: node[key] for key in ("ip", "availability-zone") if key in node},
-                ]
-                for node in shard["nodes"]
-            ),
-        ]
-        for shard in reply
-        for at in range(0, len(shard["slots"]), 2)
-    ]
 
 
 def _resp2(value):
@@ -89,10 +61,9 @@ def _read(reply, asked="seed", **options):
 
 @pytest.mark.parametrize("text", [_same, _as_bytes], ids=["str", "bytes"])
 @pytest.mark.parametrize("protocol", [_resp2, _same], ids=["resp2", "resp3"])
-@pytest.mark.parametrize("command", [_same, _slots], ids=["shards", "slots"])
-def test_a_reply_of_each_form_gives_the_same_table(command, protocol, text):
+def test_a_reply_of_each_form_gives_the_same_table(protocol, text):
     zone = {"availability-zone": "eu-1"}
-    table = _read(text(protocol(command(_two_shards(**zone)))))
+    table = _read(text(protocol(_two_shards(**zone))))
     first, second = table.slots[0], table.slots[SLOTS - 1]
     assert first.master == Node("10.0.0.1", 7001, f"{7001:040x}", "eu-1")
     assert [node.name for node in first.replicas] == ["10.0.0.1:7003"]
@@ -105,7 +76,6 @@ def test_a_reply_of_each_form_gives_the_same_table(command, protocol, text):
     assert table.slots_of(("10.0.0.1", 7002)) == list(range(8192, SLOTS))
 
 
-@pytest.mark.parametrize("command", [_same, _slots], ids=["shards", "slots"])
 @pytest.mark.parametrize(
     ("endpoint", "address", "expected"),
     [
@@ -116,17 +86,16 @@ def test_a_reply_of_each_form_gives_the_same_table(command, protocol, text):
         (None, "10.0.0.1", "seed"),
     ],
 )
-def test_the_preferred_endpoint_or_the_host_that_was_asked(command, endpoint, address, expected):
-    reply = command(_shards(((0, 1), _node(7001, endpoint=endpoint, ip=address))))
+def test_the_preferred_endpoint_or_the_host_that_was_asked(endpoint, address, expected):
+    reply = _shards((0, 1, _node(7001, endpoint, ip=address)))
     assert _read(reply).slots[1].master.address == (expected, 7001)
 
 
-def test_tls_clients_connect_to_the_tls_port():
-    reply = _shards(((0, 1), _node(7001, **{"tls-port": 8001})))
-    assert _read(reply).slots[0].master.port == 7001
-    assert _read(reply, rules=AddressRules(tls=True)).slots[0].master.port == 8001
-    with pytest.raises(InvalidResponse, match="no master of the cluster has a TLS port"):
-        _read(_two_shards(), rules=AddressRules(tls=True))
+def test_nodes_without_a_port_for_this_client_are_left_out():
+    """A client with TLS gets the port 0 of a node that has none with TLS."""
+    table = _read(_shards((0, 8, _node(0)), (9, 16383, _node(7001), _node(0))))
+    assert table.owned == SLOTS - 9
+    assert list(table.nodes) == [("10.0.0.1", 7001)]
 
 
 @pytest.mark.parametrize("kind", ["dict", "callable"])
@@ -143,25 +112,19 @@ def test_an_address_map_applies_to_nodes_and_redirections(kind):
 
 def test_a_function_names_the_zone_of_nodes_that_report_none():
     rules = AddressRules(zone_of=lambda node: f"zone of {node.port}")
-    reply = _shards(((0, 1), _node(7001, **{"availability-zone": "a"}), _node(7002, "replica")))
+    reply = _shards((0, 1, _node(7001, **{"availability-zone": "a"}), _node(7002)))
     assert [node.zone for node in _read(reply, rules=rules).nodes.values()] == ["a", "zone of 7002"]
 
 
-def test_a_failed_master_that_is_still_reported_comes_after_the_new_one():
-    reply = _shards(((0, 1), _node(7001, health="fail"), _node(7002)))
-    shard = _read(reply).slots[0]
-    assert shard.master.port == 7002
-    assert [(node.port, node.online) for node in shard.replicas] == [(7001, False)]
-
-
-def test_a_shard_without_a_master_and_an_entry_without_nodes_leave_slots_unowned():
-    assert _read(_shards(((0, 8), _node(7001, "replica")))).owned == 0
+def test_an_entry_without_nodes_leaves_slots_unowned():
     assert _read([[0, 8], [9, 9, ["h", 7001, "id", []]]]).owned == 1
 
 
-@pytest.mark.parametrize("reply", [["OK"], [[0]], [{"slots": [0]}], 7, [[0, 99999, ["h", 1]]]])
+@pytest.mark.parametrize(
+    "reply", [["OK"], [[0]], [{"slots": 0, "id": 1}], 7, [[0, 99999, ["h", 1]]]]
+)
 def test_a_reply_of_another_form_is_an_error(reply):
-    with pytest.raises(InvalidResponse, match="not a reply to CLUSTER SHARDS or SLOTS"):
+    with pytest.raises(InvalidResponse, match="not a reply to CLUSTER SLOTS"):
         _read(reply)
 
 
@@ -202,14 +165,14 @@ def test_ranges_start_where_the_shard_changes():
 
 def test_shards_that_have_not_changed_are_the_same_objects():
     known = _read(_two_shards())
-    reply = _shards(((0, 8191), _node(7001)), ((8192, 16383), _node(7002)))
+    reply = _shards((0, 8191, _node(7001)), (8192, 16383, _node(7002)))
     table = _read(reply, known=known)
     assert table.slots[0] is not known.slots[0]
     assert table.slots[9000] is known.slots[9000]
 
 
 def _owning(count, epoch=None):
-    return _read(_shards(((0, count - 1), _node(7001))), epoch=epoch) if count else SlotTable()
+    return _read(_shards((0, count - 1, _node(7001))), epoch=epoch) if count else SlotTable()
 
 
 def test_an_older_answer_is_ignored():
@@ -245,15 +208,11 @@ def _large(nodes):
     return _as_bytes(
         _shards(
             *(
-                ((bounds[at], bounds[at + 1] - 1), _node(at * 3 + 1), *_replicas(at * 3 + 2))
+                (bounds[at], bounds[at + 1] - 1, *map(_node, range(at * 3 + 1, at * 3 + 4)))
                 for at in range(count)
             )
         )
     )
-
-
-def _replicas(port):
-    return _node(port, "replica"), _node(port + 1, "replica")
 
 
 def _slices(reply):
@@ -290,21 +249,14 @@ def test_a_reply_of_a_thousand_nodes_is_read_in_slices():
 
 
 def test_each_slot_alone_is_read_in_slices():
-    reply = _large(100)
-    for shard in reply:
-        first, last = shard[b"slots"]
-        shard[b"slots"] = [slot for each in range(first, last + 1) for slot in (each, each)]
-    for answer in (reply, [[*pair, *nodes] for pair, nodes in _ranges(reply)]):
-        table, steps = _slices(answer)
-        assert table.owned == SLOTS
-        assert max(steps) <= _LONGEST_SLICE
-
-
-def _ranges(reply):
-    for shard in reply:
-        nodes = [[node[b"ip"], node[b"port"], node[b"id"], {}] for node in shard[b"nodes"]]
-        for at in range(0, len(shard[b"slots"]), 2):
-            yield shard[b"slots"][at : at + 2], nodes
+    reply = [
+        [slot, slot, *nodes]
+        for first, last, *nodes in _large(100)
+        for slot in range(first, last + 1)
+    ]
+    table, steps = _slices(reply)
+    assert table.owned == SLOTS
+    assert max(steps) <= _LONGEST_SLICE
 
 
 def test_other_tasks_run_and_cancelling_ends_the_reading():
