@@ -119,7 +119,7 @@ WORKS: Final = (
 )
 
 FLOOR: Final = "bare minimum"
-"""A client of a few lines: what it does not reach, no client in Python can."""
+"""A client that does nothing but send and receive: what it misses by far, no client in Python reaches."""
 
 FLOORS: Final = tuple(
     replace(work, clients=("redis-py", "valkey-glide", FLOOR, OURS))
