@@ -1,4 +1,4 @@
-"""The bare minimum of a client in Python, which no client in Python can be much faster than.
+"""The bare minimum of a client: no client in Python can be much faster.
 
 It has a socket, `hiredis` and a future per call, and nothing else: no commands, no errors, no
 timeouts, no reconnecting. What saves time in resilient-io is used here, too: one write for the

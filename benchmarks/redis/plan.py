@@ -119,7 +119,7 @@ WORKS: Final = (
 )
 
 FLOOR: Final = "bare minimum"
-"""A client that does nothing but send and receive: what it misses by far, no client in Python reaches."""
+"""A client that only sends and receives: what it misses by far, none in Python reaches."""
 
 FLOORS: Final = tuple(
     replace(work, clients=("redis-py", "valkey-glide", FLOOR, OURS))
