@@ -35,7 +35,7 @@ test-versions: ## the tests that can depend on the version of Python
 
 soak: ## the tests that take over 10 s each
 	$(kafka)
-	$(in_venv) test python -m pytest -n 6 --dist worksteal -m soak $(ARGS)
+	$(in_venv) test python -m pytest -n 6 --dist load --maxschedchunk 1 -m soak $(ARGS)
 
 containers: ## the tests in containers; needs a Docker engine (ARGS=--write-docs updates the table)
 	$(in_venv) test python scripts/container_scenes.py $(ARGS)

@@ -23,6 +23,15 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return module
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that none runs alone at the end."""
+    items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item: pytest.Item) -> float:
+    return max((mark.kwargs.get("seconds", 10) for mark in item.iter_markers("soak")), default=0)
+
+
 def pytest_collection_finish() -> None:
     """Exclude long-lived objects from collections: many tests collect garbage, some repeatedly."""
     gc.collect()

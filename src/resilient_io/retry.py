@@ -39,7 +39,12 @@ class RetryPolicy:
     retries by successes, and retrying at one layer only, follows Google's SRE book.
 
     Args:
-        attempts: Maximum number of attempts of a call, including the first.
+        attempts: Maximum number of attempts of a call, including the first. A read that is moved
+            from a silent connection to another one is written twice, which counts as two attempts.
+            A request that was certainly not executed does not count, and may be written again
+            within the deadline, if a cluster redirects or postpones it (MOVED, ASK, TRYAGAIN and
+            similar replies), if its script has to be loaded first (NOSCRIPT), or if it blocks and
+            continues to wait on another connection or server.
         backoff: Upper bound of the first backoff, in seconds. It doubles with each retry. The
             backoff is drawn evenly between 0 and the bound (full jitter).
         backoff_cap: Largest upper bound of a backoff, in seconds.
@@ -215,11 +220,10 @@ class RetrySchedule:
         self._state = tenacity.RetryCallState(_TENACITY, None, (), {})
         self._rng = rng
 
-    def next(self) -> float | None:
-        """Return the backoff, in seconds, after a failed attempt; None if it was the last one."""
+    def next(self, made: int) -> float | None:
+        """Return the backoff, in seconds, after `made` attempts; None if that was the last one."""
+        self._state.attempt_number = made
         if self._stop(self._state):
             return None
         # Full jitter. tenacity's own `wait_random_exponential` does not accept a seeded generator.
-        backoff = self._rng.random() * self._wait(self._state)
-        self._state.attempt_number += 1
-        return backoff
+        return self._rng.random() * self._wait(self._state)

@@ -1,10 +1,11 @@
-"""Background tasks that run until their owner closes, and waiters that wait for a change."""
+"""Background tasks that run until their owner closes, their timers, and waiters for a change."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
 from resilient_io.errors import Closed
 
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _log = logging.getLogger("resilient_io")
+
+BEAT: Final = 0.25
+"""Seconds between two beats; a power of two, so that their times are exact."""
+
+
+def beat_before(when: float, spacing: float = BEAT) -> float:
+    """Return the last beat that is not after this loop time. `spacing` may be a part of a beat.
+
+    Periodic timers that need not be exact are set to beats, so that they run together. In an idle
+    process, waking up costs more than what such a timer does.
+    """
+    return math.floor(when / spacing) * spacing
 
 
 def describe_task_end(task: asyncio.Task[None] | None) -> str | None:

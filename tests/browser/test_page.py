@@ -18,7 +18,7 @@ from resilient_io.health import (
 from resilient_io.kafka import ResilientKafkaConsumer, TopicPartition
 from resilient_io.serve import serve
 
-pytestmark = pytest.mark.soak  # slow, and independent of the Python version
+pytestmark = pytest.mark.soak(seconds=2)  # not in `make test`: independent of the Python version
 
 HOST = "127.0.0.1"
 LONG = "payments-and-settlements-reconciliation-service-eu-central-1.svc.cluster.local:26379/12"

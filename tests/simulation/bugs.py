@@ -101,9 +101,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "attempts-not-counted",
         "retries",
         "retry.py",
-        """        self._state.attempt_number += 1
-        return backoff""",
-        "        return backoff",
+        "        self._state.attempt_number = made\n",
+        "",
         "A refused call is repeated until its deadline, whatever the policy's `attempts` is.",
     ),
     PlantedBug(

@@ -459,6 +459,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             return
         self._socket_closed = True
         self._network.closed(self, error)
+        if self.session is None:
+            self.host.connections.remove(self)
         if self._dead:
             return
         if self._received:
@@ -623,11 +625,19 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             self._send_reply(RST)
 
     def _lose_at_server(self, *, reset: bool) -> None:
-        session, self.session = self.session, None
-        if session is not None and self.peer.open:
-            self.peer.open = False
-            session.lost(reset=reset)
+        session = self.session
+        if session is not None:
+            self._end_session()
+            if self.peer.open:
+                self.peer.open = False
+                session.lost(reset=reset)
         self.peer.open = False
+
+    def _end_session(self) -> None:
+        """Forget the session. Without a session and a socket, faults of the host do not matter."""
+        self.session = None
+        if self._socket_closed:
+            self.host.connections.remove(self)
 
     # -- the way to the client -------------------------------------------------------------
 
@@ -646,7 +656,8 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def close_at_server(self, item: str) -> None:
         """End the server's side with FIN or RST. The session is not informed."""
-        self.session = None
+        if self.session is not None:
+            self._end_session()
         self._send_reply(item)
 
     def _send_reply(self, item: bytes | str) -> None:

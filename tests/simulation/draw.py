@@ -573,7 +573,9 @@ class _Drawer:
         }
         if theme.policy is not None:
             theme.policy(rng, policy)
-        connections: dict[str, Any] = {"count": rng.choice([1, 2, 2, 3])}
+        # One client with several connections is enough to show what can go wrong between them.
+        counts = [1, 2, 2, 3] if label == "a" else [1, 1, 1, 2]
+        connections: dict[str, Any] = {"count": rng.choice(counts)}
         if theme.in_flight is not None:
             connections["in_flight"] = theme.in_flight
         return ClientSetup(
@@ -821,6 +823,7 @@ class _Drawer:
             seconds = arguments["delay"] + rng.uniform(0.1, 0.3)
         if kind == "flap":
             arguments["delay"] = rng.choice([0.03, 0.1, 0.4])
+            seconds = min(seconds, 12 * arguments["delay"])  # more resets show nothing new
         if kind == "break off":
             arguments["direction"] = rng.choice(["requests", "replies", "replies"])
         if kind in ("refuse writes", "lose then refuse", "refuse then reset", "refuse at exec"):

@@ -30,15 +30,7 @@ class KnownFinding(NamedTuple):
     why: str
 
 
-KNOWN: tuple[KnownFinding, ...] = (
-    KnownFinding(
-        name="moved transaction of reads",
-        rule="a_command_is_attempted_no_more_often_than_its_policy_permits",
-        text=r"^ECHO \S+ was written 4 times and executed or refused 3 times",
-        why="A transaction that only reads is moved from a silent connection to another one. If it "
-        "is then refused, it is attempted once more often than the policy permits.",
-    ),
-)
+KNOWN: tuple[KnownFinding, ...] = ()
 
 
 def known_finding(

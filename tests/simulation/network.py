@@ -42,6 +42,7 @@ class Host:
     """A machine with servers, and the faults of its link.
 
     Attributes:
+        connections: Those of which at least one end is open.
         requests_held, replies_held: Numbers of faults that hold packets of a direction.
         cuts: How many of them lose packets, so that TCP has to send them again.
         refusing, hanging: Numbers of faults that concern new connections.

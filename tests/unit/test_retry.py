@@ -87,27 +87,27 @@ def test_the_backoff_is_drawn_below_a_bound_that_doubles_up_to_the_cap():
     highest = random.Random()
     highest.random = lambda: 1.0
     schedule = RetrySchedule(policy, highest)
-    bounds = [schedule.next() for _ in range(5000)]
+    bounds = [schedule.next(made) for made in range(1, 5001)]
     assert bounds[:5] + bounds[-1:] == pytest.approx([0.1, 0.2, 0.4, 0.5, 0.5, 0.5])
     schedule = schedule_of(policy)
-    drawn = [schedule.next() for _ in range(1000)][3:]
+    drawn = [schedule.next(made) for made in range(1, 1001)][3:]
     assert min(drawn) < 0.01
     assert 0.49 < max(drawn) <= 0.5
 
 
 def test_the_schedule_ends_with_the_attempts_of_the_policy():
     schedule = schedule_of(RetryPolicy(attempts=3))
-    assert [schedule.next() is None for _ in range(3)] == [False, False, True]
-    assert schedule_of(RetryPolicy(attempts=1)).next() is None
+    assert [schedule.next(made) is None for made in (1, 2, 3)] == [False, False, True]
+    assert schedule_of(RetryPolicy(attempts=1)).next(1) is None
 
 
 def test_a_seed_determines_the_schedule():
     def drawn(seed):
         schedule = schedule_of(RetryPolicy(), seed)
-        return [schedule.next(), schedule.next()]
+        return [schedule.next(1), schedule.next(2)]
 
     assert drawn(7) == drawn(7) != drawn(8)
 
 
 def test_a_backoff_of_zero_needs_no_wait():
-    assert schedule_of(RetryPolicy(backoff=0, backoff_cap=0)).next() == 0.0
+    assert schedule_of(RetryPolicy(backoff=0, backoff_cap=0)).next(1) == 0.0

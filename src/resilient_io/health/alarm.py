@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from resilient_io.tasks import beat_before
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, MutableMapping
@@ -19,7 +21,8 @@ class Alarm:
     """Calls a function once at the time that is set.
 
     A thousand probes a second would otherwise wake the process a thousand times. Alarms that are
-    due at about the same time ring together, when the first of them is due. A single one is exact.
+    due at about the same time ring together, when the first of them is due, or on the beat before
+    if that is not too early.
 
     Args:
         loop: The event loop.
@@ -41,6 +44,9 @@ class Alarm:
 
     def set(self, when: float, early: float) -> None:
         """Ring once at the loop time `when`, or up to `early` seconds before, unless set again."""
+        beat = beat_before(when)
+        if beat >= when - early:
+            when = beat
         key = (early, when // early)
         group, current = self._groups.get(key), self._group
         if group is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-_BEAT = 0.1
+from resilient_io.tasks import BEAT, beat_before
+
 _TOLERANCE = 0.02
-_REMEMBERED = 512  # stalls to keep; there are at most ten a second
+_CALM = 16  # how often in a row the timer must be in time to run half as often
+_REMEMBERED = 512  # stalls to keep; there are at most eight a second
 
 _watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
 
@@ -15,9 +17,10 @@ _watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
 class LoopLag:
     """Measures the time during which the running event loop was blocked.
 
-    A timer runs every 0.1 s. If it is more than 0.02 s late, the loop was blocked. Up to 0.1 s of
-    each stall is not measured. Call `LoopLag.acquire()` to get the measurement of the running loop
-    and `release()` when done; the last release stops the timer.
+    A timer runs every 0.125 s, or 0.25 s after two seconds without a stall. If it is more than
+    0.02 s late, the loop was blocked. Up to one interval of each stall is not measured. Call
+    `LoopLag.acquire()` to get the measurement of the running loop and `release()` when done; the
+    last release stops the timer.
 
     To subtract stalls from a measured time: `now - t0 - (lag.stalled - stalled_at_t0)`.
 
@@ -34,6 +37,7 @@ class LoopLag:
         self.worst = 0.0
         self._stalls: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (end, seconds)
         self._due = 0.0
+        self._in_time = 0  # how often in a row the timer was not late
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -47,7 +51,7 @@ class LoopLag:
             watch = _watches[loop] = cls(loop)
         watch._users += 1
         if watch._timer is None:
-            watch._arm()
+            watch._arm(watch._time(), BEAT / 2)
         return watch
 
     def release(self) -> None:
@@ -79,7 +83,7 @@ class LoopLag:
     def stalled_within(self, seconds: float) -> float:
         """Return for how many of the last `seconds` the loop was blocked.
 
-        The last 512 stalls are known: at ten a second, the maximum, those of 51 s.
+        The last 512 stalls are known: at eight a second, the maximum, those of 64 s.
         """
         now = self._loop.time()
         total = min(self._pending(), seconds)
@@ -97,8 +101,8 @@ class LoopLag:
         late = self._time() - self._due
         return late if late > _TOLERANCE else 0.0
 
-    def _arm(self) -> None:
-        self._due = due = self._time() + _BEAT
+    def _arm(self, now: float, interval: float) -> None:
+        self._due = due = beat_before(now + interval, interval)
         self._timer = self._loop.call_at(due, self._beat)
 
     def _beat(self) -> None:
@@ -109,7 +113,8 @@ class LoopLag:
             self._stalled += late
             self.worst = max(self.worst, late)
             self._stalls.append((now, late))
+            self._in_time = 0
         else:
             self._current = 0.0
-        self._due = due = now + _BEAT
-        self._timer = self._loop.call_at(due, self._beat)
+            self._in_time += 1
+        self._arm(now, BEAT / 2 if self._in_time < _CALM else BEAT)

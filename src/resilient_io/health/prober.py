@@ -455,7 +455,11 @@ class Prober:
 
     def _ring(self) -> None:
         if self._running is None:
-            self._wake()  # replies may have arrived since the alarm was set: then it is set again
+            when, early = self._next()
+            if len(self._clients) == 1 and when - early > self._time():
+                self._ring_at(when, early)  # replies have arrived since the alarm was set
+            else:
+                self._wake()
         else:
             self._check_time(self._running)
 

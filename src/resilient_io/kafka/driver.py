@@ -228,6 +228,24 @@ def oldest_request(connection: Connection) -> object | None:
     return requests._requests[0] if requests._requests else None
 
 
+def requests_sent(connection: Connection) -> int:
+    """Return how many requests were sent on a connection (`AIOKafkaConnection._correlation_id`)."""
+    known: Any = connection
+    count: int = known._correlation_id
+    return count
+
+
+def answered_at(connection: Connection) -> float:
+    """Return the loop time of the latest response (`AIOKafkaConnection._last_action`).
+
+    Before the first one, this is when the connection was created. aiokafka reads
+    `time.monotonic()`, which is the time of the event loop.
+    """
+    known: Any = connection
+    latest: float = known._last_action
+    return latest
+
+
 def abort_connection(connection: Connection) -> asyncio.Future[None] | None:
     """Close a connection immediately, even if the broker no longer reads from it.
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    NoError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
@@ -50,12 +56,13 @@ class ClusterSnapshot:
 
     brokers: dict[int, Address] = field(default_factory=dict)
     leaderless: tuple[TopicPartition, ...] = ()
+    missing: tuple[str, ...] = ()  # requested topics that do not exist
 
 
 async def request_metadata(
     connection: Connection, topics: Iterable[str], timeout: float
 ) -> ClusterSnapshot:
-    """Return the brokers, and the partitions of some topics that have no leader.
+    """Return the brokers, and what is wrong with some topics: no leader, or no such topic.
 
     The request never creates a topic.
     """
@@ -64,6 +71,7 @@ async def request_metadata(
         response: Any = await connection.send(request)
     brokers = {broker[0]: (broker[1], broker[2]) for broker in response.brokers}
     leaderless = []
+    missing = []
     for topic in response.topics:
         error, name, partitions = topic[0], topic[1], topic[-1]
         if for_code(error) is NoError:
@@ -72,7 +80,9 @@ async def request_metadata(
                 for partition in partitions
                 if partition[2] == _NO_LEADER
             ]
-    return ClusterSnapshot(brokers, tuple(leaderless))
+        elif for_code(error) is UnknownTopicOrPartitionError:
+            missing.append(name)
+    return ClusterSnapshot(brokers, tuple(leaderless), tuple(missing))
 
 
 async def find_coordinator(connection: Connection, kind: int, key: str, timeout: float) -> Address:
@@ -165,7 +175,12 @@ class MetadataQuery:
         error = task.exception()
         if error is None:
             return None
-        return connection_failure(error, tls=self._target.uses_tls, secrets=self._target.secrets())
+        target = self._target
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        if failure.cause is Cause.RESET and not target.brokers:  # which never answered
+            port = "without TLS" if target.uses_tls else "that requires TLS or a login"
+            failure = replace(failure, detail=f"{failure.detail} (is this a port {port}?)")
+        return failure
 
     def failures(self) -> list[ConnectionFailure]:
         """Return why there is no response, for each address without one."""
@@ -259,6 +274,8 @@ class KafkaProbe:
         self._lost: dict[Address, tuple[ConnectionFailure, int]] = {}
         self._coordinator_failures = 0
         self._last_reply = -math.inf
+        self.requested_at = -math.inf
+        """Loop time of the latest request on the kept connection."""
 
     def note_reply(self) -> None:
         """Report that a broker has just answered a client, so that no probe is needed now."""
@@ -285,7 +302,9 @@ class KafkaProbe:
             return
         if self._nudge is not None and not self._nudge.done():
             return
-        self._nudge = asyncio.get_running_loop().create_task(
+        loop = asyncio.get_running_loop()
+        self.requested_at = loop.time()
+        self._nudge = loop.create_task(
             request_metadata(kept, (), self._timeout), name="resilient-io kafka nudge"
         )
         self._nudge.add_done_callback(retrieve_exception)
@@ -313,7 +332,7 @@ class KafkaProbe:
 
     async def _query_kept(self, kept: Connection) -> tuple[ClusterSnapshot, float]:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self.requested_at = loop.time()
         received = False
         try:
             metadata = await request_metadata(kept, self._requested_topics(), self._timeout)
@@ -400,6 +419,7 @@ class KafkaProbe:
         self, kept: Connection, wanted: tuple[int, str], latency: float
     ) -> None:
         kind, key = wanted
+        self.requested_at = asyncio.get_running_loop().time()
         received = False
         try:
             await find_coordinator(kept, kind, key, self._timeout)

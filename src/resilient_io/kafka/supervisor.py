@@ -14,7 +14,7 @@ from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import Closed
 from resilient_io.health import Cause, State
 from resilient_io.retry import Backoff
-from resilient_io.tasks import describe_task_end, log_task_death, wake
+from resilient_io.tasks import beat_before, describe_task_end, log_task_death, wake
 
 from .driver import (
     Connection,
@@ -229,9 +229,10 @@ class DriverMonitor(Generic[DriverT]):
         self.report(error)
 
     async def _check(self) -> None:
+        time = asyncio.get_running_loop().time
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CHECK_INTERVAL):
+                async with asyncio.timeout_at(beat_before(time() + _CHECK_INTERVAL)):
                     await self._check_now.wait()
             self._check_now.clear()
             if not self._health.state.answering:

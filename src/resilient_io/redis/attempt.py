@@ -58,6 +58,26 @@ if TYPE_CHECKING:
     Callbacks = MutableMapping[str | bytes, Callable[..., Any]]
 
 
+class Moves:
+    """Counts how often an attempt moved a read to another connection, and limits that.
+
+    The earlier copy may still be executed, so each move counts as an attempt of the policy.
+    """
+
+    __slots__ = ("_most", "made")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.made = 0
+
+    def begin(self) -> bool:
+        """Count another move. Return False if the policy permits none."""
+        if self.made >= self._most:
+            return False
+        self.made += 1
+        return True
+
+
 class Limits(NamedTuple):
     """Absolute loop times that limit an attempt (None for no limit), and where it may be sent.
 
@@ -72,6 +92,8 @@ class Limits(NamedTuple):
     behind: Carrier | None = None  # the open connection that carries an earlier copy
 
     outage_wait: float = math.inf  # seconds of an outage during which the call waits
+
+    moves: Moves | None = None  # how often a read may be moved; None for never
 
     def too_late(self) -> AttemptFailed | None:
         """Return the failed attempt if a request must not be sent any more, or None."""
@@ -137,9 +159,6 @@ class Call:
     """A call that the executor sends and repeats."""
 
     operation: str  # the name of the command, for error messages
-
-    sends_left: int = 0
-    """How many more times a read may be sent, by the attempts of the policy."""
 
     bounded: bool = True
     """Whether the policy's deadline applies. A blocking command has a time limit of its own."""
@@ -310,10 +329,10 @@ async def await_reply(
     while True:
         if (
             multiplexer.has_way_around(request)
-            and call.sends_left > 0
             and call.effect is Effect.READ
+            and limits.moves is not None
+            and limits.moves.begin()
         ):
-            call.sends_left -= 1
             multiplexer.abandon(request)
             return MOVED
         now = loop.time()
@@ -635,7 +654,6 @@ class MultiplexedCall(Call):
         # Only the single connection of a bound client carries blocking commands.
         self.bounded = command.spec.block is None
         self._timeout = policy.response_timeout + block_of((command,))
-        self.sends_left = policy.attempts
 
     @property
     def effect(self) -> Effect:
@@ -645,7 +663,6 @@ class MultiplexedCall(Call):
     async def attempt(self, limits: Limits) -> object:
         """Send the command, or continue with what the hot path began."""
         first, self._first = self._first, None
-        self.sends_left -= 1
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):
             failed = failure_of(first)
@@ -708,8 +725,6 @@ class MultiplexedCall(Call):
                 return unsent
         if isinstance(reply, AttemptFailed):
             note_loss(self._lost, reply)
-            if self.sends_left <= 0:
-                reply = replace(reply, final=True)
         elif request.count > 1 and isinstance(reply, list):
             reply = reply[-1]  # those before it are the replies to the commands before it
         return reply

@@ -98,7 +98,6 @@ class BatchCall(Call):
         self._acknowledgements = acknowledgements
         """Receives the replies to WAIT, which follows the batch, if it must be durable."""
         self.bounded = not blocking
-        self.sends_left = policy.attempts
         # The connection of a bound client is the caller's own, and holds the caller's state.
         durable = acknowledgements is not None
         self._exclusive = (blocking or durable) and not self._multiplexer.bound
@@ -138,7 +137,6 @@ class BatchCall(Call):
         later commands of the batch have been executed already.
         """
         began = asyncio.get_running_loop().time()
-        self.sends_left -= 1
         if self._acknowledgements is not None:
             self._acknowledgements.attempts += 1
             if self._accepted(self._answers, range(len(self._answers))):
@@ -172,7 +170,7 @@ class BatchCall(Call):
             if replies.progress is Progress.MAYBE_APPLIED:
                 self._repeating = True
             note_loss(self._lost, replies)
-            return replace(replies, final=True) if self.sends_left <= 0 else replies
+            return replies
         single = request.count == 1 and self._acknowledgements is None
         answers = self._without_loads(request, [replies] if single else replies)
         errors = self._clean(answers)

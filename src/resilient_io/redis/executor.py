@@ -20,7 +20,7 @@ from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule, backoff_bound
 from resilient_io.tasks import Signal
 
-from .attempt import AttemptFailed, Limits, end_of_wait, final_error, server_down
+from .attempt import AttemptFailed, Limits, Moves, end_of_wait, final_error, server_down
 from .commands import Effect
 from .errors import (
     CLOSED,
@@ -73,15 +73,27 @@ class _FailingCall:
     repeatable: Effect
     schedule: RetrySchedule
     failover: Failover | None
-    attempts: int = 0
-    patience: int = 0  # how often it was refused in a way that is retried until the deadline
+    attempts: int = 0  # including moves of a read to another connection
+    not_counted: int = 0  # refusals that are retried until the deadline
     progress: Progress = Progress.NOT_SENT  # of the attempt that got furthest
     carrier: Carrier | None = None  # carried the latest request that was maybe applied
     served: float = 0.0  # seconds during which the server had the requests of a blocking call
 
+    @property
+    def counted(self) -> int:
+        """How many attempts the policy counts. A patient refusal does not use one up."""
+        return self.attempts - self.not_counted
+
     def limits(self) -> Limits:
         """Return when the next attempt must have been sent and answered, and where."""
-        limits = _limits(self.call, self.policy, self.started, self.failover, served=self.served)
+        limits = _limits(
+            self.call,
+            self.policy,
+            self.started,
+            self.failover,
+            counted=self.counted,
+            served=self.served,
+        )
         carrier = self.carrier if self.fenced_first else None
         return limits if carrier is None or carrier.lost else limits._replace(behind=carrier)
 
@@ -91,8 +103,8 @@ class _FailingCall:
         overwrites = self.call.effect is not Effect.READ
         return overwrites and self.policy.repeat not in ("conditional", "any")
 
-    def after(self, failed: AttemptFailed) -> _FailingCall:
-        """Return the same call after another failed attempt."""
+    def after(self, failed: AttemptFailed, *, moves: int) -> _FailingCall:
+        """Return the same call after another failed attempt with a number of moves."""
         progress, carrier = failed.progress, self.carrier
         if progress is Progress.MAYBE_APPLIED:
             if self.call.effect is Effect.READ:
@@ -105,8 +117,8 @@ class _FailingCall:
         patient = failed.refusal is not None and failed.refusal.patient
         return replace(
             self,
-            attempts=self.attempts + 1,
-            patience=self.patience + patient,
+            attempts=self.attempts + 1 + moves,
+            not_counted=self.not_counted + patient,
             progress=progress,
             carrier=carrier,
             served=self.served + failed.served,
@@ -238,7 +250,7 @@ class Executor:
                     repeatable = Effect.DANGEROUS
                 schedule = RetrySchedule(policy, self._rng)
                 failing = _FailingCall(call, policy, started, repeatable, schedule, self._failover)
-            failing = failing.after(result)
+            failing = failing.after(result, moves=limits.moves.made if limits.moves else 0)
             decision = await self._decide(failing, result)
             if isinstance(decision, Retry):
                 await self._back_off(decision, failing, result)
@@ -270,7 +282,7 @@ class Executor:
         if refusal is not None and patient:
             after = self._patient_backoff(failing, redirected=refusal.normal and refusal.elsewhere)
         else:
-            after = failing.schedule.next()
+            after = failing.schedule.next(failing.counted)
         elsewhere = refusal is not None and refusal.elsewhere
         if not patient and not failing.call.bounded and elsewhere:
             # A blocking call keeps waiting during a failover, until its deadline.
@@ -295,7 +307,7 @@ class Executor:
 
         Without a deadline, there is an end to it: None.
         """
-        count = failing.patience
+        count = failing.not_counted
         if failing.limits().sent is None and count > _MOST_PATIENT:
             return None
         if count <= _FOLLOWED_AT_ONCE and redirected:
@@ -532,15 +544,17 @@ def _limits(
     started: float,
     failover: Failover | None,
     *,
+    counted: int = 0,
     served: float = 0.0,
 ) -> Limits:
-    """Return when an attempt must have been sent and answered."""
+    """Return when an attempt must have been sent and answered, after `counted` other attempts."""
     enclosing, wait = current_deadline(), _outage_wait(policy, failover)
+    moves = Moves(policy.attempts - counted - 1)
     if policy.deadline is None:
-        return Limits(enclosing, enclosing, outage_wait=wait)
+        return Limits(enclosing, enclosing, outage_wait=wait, moves=moves)
     # A blocking command has its own time limit. The deadline limits the time in which its attempts
     # together reach the server, so the time does not count during which the server had them.
     limit = started + policy.deadline + (0.0 if call.bounded else served)
     if enclosing is not None and enclosing < limit:
         limit = enclosing
-    return Limits(limit if call.bounded else enclosing, limit, outage_wait=wait)
+    return Limits(limit if call.bounded else enclosing, limit, outage_wait=wait, moves=moves)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import errno
+import itertools
 import os
-import secrets
+import random
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # Below the ports that Linux assigns to outgoing connections: while a server is down, a client
 # could be assigned the server's port, and even connect to itself.
 _PORTS: Final = range(10_000, 32_000)
+_BLOCK: Final = 200
 _POLL_INTERVAL: Final = 0.005
 _PORT_ATTEMPTS: Final = 5
 _LOG_LINES_SHOWN: Final = 10
@@ -40,20 +43,64 @@ class ServerDidNotStartError(Exception):
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that is not in use."""
+    """Return a port of the loopback interface that is not in use.
+
+    Several processes that use this function do not get the same ports, and a process gets a port
+    again only after 198 others. So a port stays free between its choice and the start of its
+    server, and while the server is down.
+    """
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Return distinct ports of the loopback interface that are not in use."""
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            sock = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                sock.bind(("127.0.0.1", secrets.choice(_PORTS)))
-                ports.append(sock.getsockname()[1])
-    return ports
+    """Return distinct ports of the loopback interface that are not in use, as `free_port` does."""
+    global _block  # noqa: PLW0603 - one block for the whole process
+    if _block is None or _block.process != os.getpid():  # forked: the block is the parent's
+        _block = _PortBlock()
+    return [_block.next() for _ in range(count)]
+
+
+class _PortBlock:
+    """Ports that this process chooses from, one after the other.
+
+    A socket that stays bound to the first port of the block tells other processes to use another
+    block. The system closes it when the process ends.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        blocks = [_PORTS[start : start + _BLOCK] for start in range(0, len(_PORTS), _BLOCK)]
+        random.shuffle(blocks)
+        for block in blocks:
+            claim = _bound(block[0])
+            if claim is not None:
+                claim.detach()  # it is not closed before the process ends
+                self._ports = itertools.cycle(block[1:])
+                return
+        raise OSError(errno.EADDRINUSE, f"no block of free ports from {_PORTS[0]} to {_PORTS[-1]}")
+
+    def next(self) -> int:
+        """Return the next port that is not in use."""
+        for port in itertools.islice(self._ports, _BLOCK):
+            sock = _bound(port)
+            if sock is not None:
+                sock.close()
+                return port
+        raise OSError(errno.EADDRINUSE, "no free port: this process uses all that it may choose")
+
+
+_block: _PortBlock | None = None
+
+
+def _bound(port: int) -> socket.socket | None:
+    """Return a socket that is bound to the port, or None if the port is in use."""
+    sock = socket.socket()
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        return None
+    return sock
 
 
 class Server(abc.ABC):

@@ -67,6 +67,7 @@ OPTIONS = {"connections.max.reauth.ms": int(SESSION * 1000)}
 """Of a broker. A token that expires earlier ends the session with it."""
 
 
+@pytest.mark.soak(seconds=25)
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 async def test_sessions_of_a_user_with_a_password_end_without_a_failure(name, mechanism):
     scram = mechanism != "PLAIN"

@@ -78,7 +78,7 @@ async def test_watch_shows_each_server_once_per_interval_and_sums_up(capsys):
     assert [each["event"] for each in printed] == ["change", "look", "look", "look", "summary"]
     assert printed[1]["latency"] == 0.002
     assert printed[-1]["availability"] == 1.0
-    assert printed[-1]["answers"] == 2  # each a little later than the look
+    assert printed[-1]["answers"] == 3  # each on the beat before the look
     assert server.closed
 
 

@@ -18,31 +18,40 @@ class Bell:
 
 async def test_alarm_alone_rings_once_at_its_time():
     bell = Bell()
-    bell.alarm.set(1.01, 0.05)
+    bell.alarm.set(1.11, 0.05)
     await asyncio.sleep(5)
-    assert bell.rung == [1.01]
+    assert bell.rung == [1.11]
+
+
+async def test_alarm_rings_on_the_beat_before_its_time_unless_that_is_too_early():
+    loop, on_beat, exact = asyncio.get_running_loop(), Bell(), Bell()
+    on_beat.alarm.set(1.3, 0.05)
+    exact.alarm.set(1.31, 0.05)
+    assert loop.time() == 0.0
+    await asyncio.sleep(5)
+    assert (on_beat.rung, exact.rung) == ([1.25], [1.31])
 
 
 async def test_alarms_that_are_due_at_about_the_same_time_ring_with_the_first():
     first, second, later = Bell(), Bell(), Bell()
-    second.alarm.set(1.04, 0.05)
-    first.alarm.set(1.01, 0.05)
-    later.alarm.set(1.06, 0.05)
+    second.alarm.set(1.14, 0.05)
+    first.alarm.set(1.11, 0.05)
+    later.alarm.set(1.16, 0.05)
     await asyncio.sleep(5)
-    assert first.rung == second.rung == [1.01]
-    assert later.rung == [1.06]
+    assert first.rung == second.rung == [1.11]
+    assert later.rung == [1.16]
 
 
 async def test_alarm_that_is_set_again_or_stopped_rings_at_the_new_time_or_never():
     moved, stopped = Bell(), Bell()
-    moved.alarm.set(1.01, 0.05)
-    stopped.alarm.set(1.02, 0.05)
-    moved.alarm.set(2.01, 0.05)
+    moved.alarm.set(1.11, 0.05)
+    stopped.alarm.set(1.12, 0.05)
+    moved.alarm.set(2.11, 0.05)
     stopped.alarm.stop()
     stopped.alarm.stop()
-    assert list(_groups[moved.loop]) == [(0.05, 2.01 // 0.05)]
+    assert list(_groups[moved.loop]) == [(0.05, 2.11 // 0.05)]
     await asyncio.sleep(5)
-    assert moved.rung == [2.01]
+    assert moved.rung == [2.11]
     assert stopped.rung == []
     assert not _groups[moved.loop]
 
@@ -57,8 +66,8 @@ async def test_alarm_may_be_set_and_stopped_while_others_ring():
         again.set(loop.time(), 0.05)
 
     first, again = Alarm(loop, ring), Alarm(loop, lambda: rung.append("again"))
-    first.set(1.01, 0.05)
-    victim.set(1.02, 0.05)
+    first.set(1.11, 0.05)
+    victim.set(1.12, 0.05)
     await asyncio.sleep(5)
     assert rung == ["first", "again"]
     assert not _groups[loop]

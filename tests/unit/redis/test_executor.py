@@ -21,9 +21,10 @@ from resilient_io.redis import (
 )
 from resilient_io.redis.attempt import AttemptFailed, Call, Server
 from resilient_io.redis.commands import Effect
-from resilient_io.redis.errors import Refusal
+from resilient_io.redis.errors import REDIRECTED, Refusal
 from resilient_io.redis.executor import Executor
 from resilient_io.redis.instrumentation import traced
+from resilient_io.redis.replicas import ReplicaRead
 from resilient_io.retry import RetryBudget, RetrySchedule
 from resilient_io.testing import cancel_everywhere
 
@@ -113,7 +114,7 @@ class Scene(Call):
 
 def backoffs(policy, seed=1):
     schedule = RetrySchedule(policy, random.Random(seed))
-    return [schedule.next() for _ in range(policy.attempts - 1)]
+    return [schedule.next(made) for made in range(1, policy.attempts)]
 
 
 async def test_a_successful_attempt_ends_the_loop():
@@ -133,6 +134,52 @@ async def test_attempts_are_limited_and_the_error_describes_the_last_failure():
     assert failure.value.__cause__ is None
     assert failure.value.__context__ is None
     assert scene.results == ["never"]
+
+
+class Moving(Call):
+    """A read that is moved as often as it may be, and then fails."""
+
+    operation = "GET"
+    effect = Effect.READ
+
+    def __init__(self, *results):
+        self.results = list(results)
+        self.written = 0
+
+    async def attempt(self, limits):
+        self.written += 1
+        while limits.moves.begin():
+            self.written += 1
+        return self.results.pop(0)
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+async def test_each_move_of_a_read_counts_as_an_attempt(attempts):
+    scene = Scene(effect=Effect.READ, attempts=attempts)
+    moving = Moving(maybe_applied("lost"), "never")
+    scene.attempt = moving.attempt
+    with pytest.raises(RedisUnavailable, match=rf"lost \(sent, {attempts} attempts?,") as failure:
+        await scene.run()
+    assert moving.written == failure.value.attempts == attempts
+
+
+async def test_moves_before_a_redirection_count_and_the_redirection_does_not():
+    redirected = replace(refused("MOVED 1 host:1"), refusal=REDIRECTED)
+    scene = Scene(effect=Effect.READ, attempts=3)
+    moving = Moving(redirected, maybe_applied("lost"), "never")
+    scene.attempt = moving.attempt
+    with pytest.raises(RedisUnavailable, match="lost"):
+        await scene.run()
+    assert moving.written == 4
+
+
+async def test_attempts_on_a_replica_and_on_its_master_are_limited_together():
+    replica, master = Moving(maybe_applied("replica lost")), Moving(maybe_applied("lost"), "never")
+    scene = Scene(effect=Effect.READ, attempts=3)
+    scene.attempt = ReplicaRead(replica, lambda: master).attempt
+    with pytest.raises(RedisUnavailable):
+        await scene.run()
+    assert replica.written + master.written == 3
 
 
 async def test_a_policy_with_one_attempt_raises_immediately():

@@ -22,6 +22,7 @@ from resilient_io.testing import (
     find_redis,
     free_port,
 )
+from resilient_io.testing.process import free_ports
 from resilient_io.testing.servers import ENVIRONMENT_VARIABLE
 
 
@@ -266,3 +267,32 @@ def test_missing_server_error_describes_how_to_get_one(monkeypatch, tmp_path, in
 
 def test_free_port_is_free():
     assert 1024 < free_port() < 65536
+
+
+_CHOOSE_PORTS = """
+import os
+from resilient_io.testing.process import free_ports
+free_ports(1)  # before the fork: the child must choose among others
+child = os.fork()
+print(*free_ports(150), flush=True)
+os.read(0, 1)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_processes_choose_different_ports_although_no_server_listens_yet():
+    choosing = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CHOOSE_PORTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    chosen = free_ports(150)
+    for process in choosing:
+        chosen += [int(port) for _ in range(2) for port in process.stdout.readline().split()]
+    for process in choosing:
+        process.communicate(b"..")
+        assert process.returncode == 0
+    assert len(chosen) == 5 * 150
+    assert len(set(chosen)) == len(chosen)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from resilient_io.health import Cause, State
-from resilient_io.tasks import describe_task_end, log_task_death, wake
+from resilient_io.tasks import beat_before, describe_task_end, log_task_death, wake
 
 from ..driver import connections_of, oldest_request, reconnect
 from . import internals
@@ -200,21 +200,13 @@ class StalledPartitionDetector:
 _TICK = 1.0
 """Longest time between two ticks, in seconds."""
 
-_ANSWER_CHECK_INTERVAL = 0.9
-"""Seconds between two checks whether all leaders have answered; less than a tick, which may come
-early."""
-
 _TOPIC_CHECK_INTERVAL = 5.0
 """Seconds between two checks that no topic was deleted and created again."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Housekeeping:
-    """A background task: commits, polls for a busy loop, and runs the detectors.
-
-    It calls `all_answered` when every broker that the consumer needs has just answered, which makes
-    a probe unnecessary.
-    """
+    """A background task: commits, polls for a busy loop, and runs the detectors."""
 
     health: Dependency
     supervisor: Supervisor[ConsumerDriver]
@@ -228,12 +220,9 @@ class Housekeeping:
     group: GroupDetector | None
     topics: TopicDetector
     dead_connections: DeadConnectionDetector
-    all_answered: Callable[[], None]
 
     def __post_init__(self) -> None:
-        self._answers_checked_at = -math.inf
         self._topics_checked_at = -math.inf
-        self._last_answers: dict[TopicPartition, int | None] = {}
         self._task: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[bool] | None = None
         self._commit_requested: asyncio.Future[None] | None = None
@@ -287,7 +276,7 @@ class Housekeeping:
             now = loop.time()
             self._settle()
             if now >= check_at:
-                check_at = now + tick
+                check_at = now + tick if tick < _TICK else beat_before(now + tick)
                 self._check(now)
             due = any(event.done() for event in events)
             if interval is not None and (due or now >= commit_at):
@@ -311,10 +300,6 @@ class Housekeeping:
             self.fetcher.wake()
         if self.stalled_partitions is not None:
             self.stalled_partitions.check(self.assignment.all, self.fetcher.paused, now)
-        if instance is not None and now - self._answers_checked_at >= _ANSWER_CHECK_INTERVAL:
-            self._answers_checked_at = now
-            if self._check_answers(instance):
-                self.all_answered()
         if instance is not None and self.health.state.answering:
             self.dead_connections.check(instance, now)
             if now - self._topics_checked_at >= _TOPIC_CHECK_INTERVAL:
@@ -322,21 +307,6 @@ class Housekeeping:
                 self.positions.check_topics(instance)
         else:
             self.dead_connections.reset()
-
-    def _check_answers(self, instance: ConsumerDriver) -> bool:
-        """Return whether the leader of each partition has answered since the last check."""
-        # The coordinator must be known as well. If one is silent, the probe must check it.
-        before = self._last_answers
-        self._last_answers = {
-            each.partition: each.last_answer
-            for each in self.assignment.all
-            if not self.fetcher.paused(each.partition)
-        }
-        return (
-            bool(self._last_answers)
-            and internals.has_coordinator(instance)
-            and all(before.get(partition) != at for partition, at in self._last_answers.items())
-        )
 
     def _commit(self) -> None:
         if self._committing is not None and not self._committing.done():

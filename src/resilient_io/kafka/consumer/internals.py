@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiokafka import TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import READ_COMMITTED, OffsetResetStrategy
 from aiokafka.errors import CommitFailedError, UnknownMemberIdError
 from aiokafka.protocol.api import Request, RequestStruct
@@ -24,11 +26,11 @@ from aiokafka.protocol.group import (
 )
 from aiokafka.protocol.types import Int32, Schema, String
 
-from ..driver import client_of, retrieve_exception
+from ..driver import answered_at, client_of, retrieve_exception
 from ..error_codes import FencedInstanceIdError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from aiokafka.structs import OffsetAndMetadata
 
@@ -250,6 +252,21 @@ def has_coordinator(instance: ConsumerDriver) -> bool:
     """
     driver: Any = instance
     return getattr(driver._coordinator, "coordinator_id", "") is not None
+
+
+def all_answered_at(instance: ConsumerDriver, partitions: Collection[TopicPartition]) -> float:
+    """Return the loop time since which every broker that is fetched from has answered.
+
+    It is `-math.inf` if one is not connected or if the group's coordinator is not known, and for no
+    partitions (`Fetcher._select_read_replica`, `AIOKafkaClient._conns`).
+    """
+    driver: Any = instance
+    client: Any = client_of(instance)
+    nodes = {driver._fetcher._select_read_replica(partition) for partition in partitions}
+    connections = [client._conns.get((node, ConnectionGroup.DEFAULT)) for node in nodes]
+    if not (connections and all(connections) and has_coordinator(instance)):
+        return -math.inf
+    return min(map(answered_at, connections))
 
 
 async def commit_once(

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from resilient_io.deadlines import current_deadline
-from resilient_io.tasks import wake
+from resilient_io.tasks import beat_before, wake
 
 from ..errors import KafkaClosed, KafkaDeadlineExceeded
 from ..processing import Processor
@@ -263,10 +263,10 @@ class RecordStream(Generic[T]):
 
     def _poll_timeout(self) -> float:
         """Return how long to wait for records now, in seconds."""
-        at = current_deadline()
+        at, now = current_deadline(), self._time()
         if at is None:
-            return _POLL_INTERVAL
-        left = at - asyncio.get_running_loop().time()
+            return beat_before(now + _POLL_INTERVAL) - now
+        left = at - now
         if left <= 0:
             raise KafkaDeadlineExceeded(
                 "no record came in time",

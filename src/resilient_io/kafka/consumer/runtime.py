@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -177,10 +178,12 @@ class ConsumerRuntime:
             dead_connections=DeadConnectionDetector(
                 self.policy.response_timeout, fetch=self._times.fetch, join=self._times.rebalance
             ),
-            all_answered=self._probe.note_reply,
         )
         self._links = LinkWatch(
-            health=self.health, probe=self._probe, driver=lambda: self.supervisor.driver
+            health=self.health,
+            probe=self._probe,
+            driver=lambda: self.supervisor.driver,
+            fetch=self._times.fetch,
         )
         self._attachment: Attachment | None = None
         self._closing = False
@@ -189,7 +192,7 @@ class ConsumerRuntime:
     def start(self) -> None:
         """Start, in the running loop. This never waits for Kafka."""
         self._attachment = self.health.start(
-            self._probe, last_reply=self._probe.last_reply, links=self._links.links
+            self._probe, last_reply=self._last_reply, links=self._links.links
         )
         self.supervisor.start()
         self._links.start()
@@ -325,6 +328,14 @@ class ConsumerRuntime:
         self._probe.close()
 
     # --- called by the components
+
+    def _last_reply(self) -> float:
+        """Return the loop time since which every broker that the consumer needs has answered."""
+        instance = self.supervisor.driver
+        if instance is None:
+            return -math.inf
+        partitions = [each for each in self.assignment.partitions if not self.fetcher.paused(each)]
+        return internals.all_answered_at(instance, partitions)
 
     def _build(self) -> ConsumerDriver:
         make: Any = AIOKafkaConsumer  # it has no type hints

@@ -94,7 +94,6 @@ class NodeBatch(Call):
         self._redirections = redirections
         self._exclusive = any(command.spec.block is not None for command in commands)
         self.bounded = not self._exclusive
-        self.sends_left = policy.attempts
         self._sending = commands  # what the effect refers to
         self._importing: dict[int, Member] = {}  # gets a command in the next attempt, after ASKING
         self._refusals: list[AttemptFailed] = []
@@ -366,8 +365,7 @@ class NodeBatch(Call):
             return replace(
                 failed, refusal=REDIRECTED, final=False, cause=Cause.OTHER, detail=detail
             )
-        self.sends_left -= 1
-        return replace(failed, final=True) if self.sends_left <= 0 else failed
+        return failed
 
     def _left(self, member: Member) -> bool:
         """Return whether another node has the slots of all commands that are sent."""

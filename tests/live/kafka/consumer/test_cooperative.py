@@ -374,7 +374,7 @@ async def test_a_new_topic_of_a_pattern_is_shared_and_nothing_is_lost(group_of, 
     assert await group.ledger() == (0, 0)
 
 
-@pytest.mark.soak
+@pytest.mark.soak(seconds=40)
 async def test_forty_partitions_go_on_while_a_fifth_member_joins_and_leaves(group_of):
     group = await group_of(40, interval=0.04)
     # They learn of a rebalance at different times.

@@ -265,7 +265,7 @@ async def test_a_killed_run_redelivers_few_records_at_a_high_rate(shared_kafka, 
 
 
 @pytest.mark.parametrize(
-    "seconds", [5, pytest.param(30, marks=pytest.mark.soak)], ids=["short", "long"]
+    "seconds", [5, pytest.param(30, marks=pytest.mark.soak(seconds=35))], ids=["short", "long"]
 )
 async def test_members_that_come_and_go_lose_nothing(shared_kafka, seconds, consumer_of):
     topic = f"come-and-go-{next(_names)}"

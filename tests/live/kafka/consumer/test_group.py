@@ -72,7 +72,7 @@ async def test_a_loop_blocked_beyond_the_session_costs_the_membership_but_no_rec
         assert set(await all_of(reader, 10)) == set(range(20, 30))
 
 
-@pytest.mark.soak
+@pytest.mark.soak(seconds=70)
 async def test_a_minute_without_kafka_writes_at_most_ten_log_lines(
     kafka_server, caplog, produce, consumer_of
 ):

@@ -209,7 +209,7 @@ async def test_members_that_come_and_go_lose_nothing_and_keep_the_order_of_keys(
     assert count > 0
 
 
-@pytest.mark.soak
+@pytest.mark.soak(seconds=30)
 async def test_members_that_come_and_go_for_30_s(shared_kafka, name, produce, consumer_of):
     _, repeats, changes = await rebalances(shared_kafka, name, 30.0, produce, consumer_of)
     assert repeats <= changes * PARTITIONS * 10

@@ -124,7 +124,7 @@ async def test_records_that_wait_while_the_broker_is_down_arrive_in_order(kafka_
     ]
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(30.0, marks=pytest.mark.soak(seconds=30))])
 async def test_no_call_outlives_its_deadline_while_the_broker_is_frozen(
     seconds, kafka_server, caplog
 ):
@@ -256,7 +256,7 @@ async def test_closing_while_the_broker_is_down_reports_undelivered_records(kafk
     await health.aclose()
 
 
-@pytest.mark.soak
+@pytest.mark.soak(seconds=70)
 async def test_a_minute_of_outage_makes_at_most_ten_log_records(kafka_server, caplog):
     topic = "minute"
     await kafka_server.create_topic(topic)

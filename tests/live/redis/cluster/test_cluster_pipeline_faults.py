@@ -97,3 +97,14 @@ async def test_cancelling_while_one_node_does_not_answer(client, proxies):
     await cancel_everywhere(run)
     proxies[2].latency()
     assert await client.mget_nonatomic(A, B, C) == [b"0", b"1", b"0"]
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["command", "pipeline"])
+async def test_refusals_of_a_cluster_use_up_no_attempts(client, proxies, batch):
+    refused = proxies[0].answer("GET", b"-TRYAGAIN Multiple keys request\r\n", times=4)
+    lost = proxies[0].reset_on("GET", times=2)
+    if batch:
+        assert await client.pipeline().get(A).execute() == [b"0"]
+    else:
+        assert await client.get(A) == b"0"
+    assert (len(refused.struck), len(lost.struck)) == (4, 2)

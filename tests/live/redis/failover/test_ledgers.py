@@ -80,6 +80,7 @@ async def test_frozen_master_that_returns_after_25_s(setup, client, capsys, slac
     assert callers.ledger.first_success(began, latency=0.5) <= 3.8 + slack()
 
 
+@pytest.mark.soak(seconds=40)
 async def test_ten_planned_failovers_in_a_row(setup, client, capsys, slack):
     async with Callers(client, setup) as callers:
         await asyncio.sleep(1)

@@ -15,7 +15,7 @@ from resilient_io import State
 MOST_FALLS = 5
 
 
-@pytest.mark.soak
+@pytest.mark.soak(seconds=25)
 async def test_flapping_for_20_s_causes_no_more_than_the_documented_transitions(
     redis_server, connect, watch
 ):

@@ -2,11 +2,13 @@
 
 import asyncio
 import inspect
+import math
+import time
 from types import SimpleNamespace
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy
 from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
@@ -153,3 +155,52 @@ async def test_connection_lists_its_pending_requests():
     reader.feed_data(b"part")
     assert internals.received_bytes(SimpleNamespace(_reader=reader)) == 4
     assert internals.received_bytes(SimpleNamespace(_reader=None)) == 0
+
+
+class Brokers:
+    """An instance that fetches from two brokers, of which one leads two partitions."""
+
+    def __init__(self):
+        self.coordinator = SimpleNamespace(coordinator_id=2)
+        self.connections = {node: SimpleNamespace(_last_action=10.0 + node) for node in (1, 2)}
+        groups = {(node, ConnectionGroup.DEFAULT): self.connections[node] for node in (1, 2)}
+        self.conns = groups | {(1, ConnectionGroup.COORDINATION): SimpleNamespace(_last_action=5.0)}
+        self.instance = SimpleNamespace(
+            _client=SimpleNamespace(_conns=self.conns),
+            _coordinator=self.coordinator,
+            _fetcher=SimpleNamespace(_select_read_replica=lambda each: 1 + each.partition // 2),
+        )
+
+    def answered_at(self, *numbers):
+        partitions = [TopicPartition("t", number) for number in numbers]
+        return internals.all_answered_at(self.instance, partitions)
+
+
+def test_all_brokers_have_answered_since_the_earliest_of_their_latest_answers():
+    brokers = Brokers()
+    assert brokers.answered_at(0, 1, 2) == 11.0
+    assert brokers.answered_at(2) == 12.0, "paused partitions need not be fetched"
+    brokers.connections[1]._last_action = 20.0
+    assert brokers.answered_at(0, 1, 2) == 12.0
+
+
+def test_not_all_brokers_have_answered_without_a_partition_a_connection_or_the_coordinator():
+    brokers = Brokers()
+    assert brokers.answered_at() == -math.inf
+    brokers.coordinator.coordinator_id = None
+    assert brokers.answered_at(0) == -math.inf
+    brokers.coordinator.coordinator_id = 2
+    del brokers.conns[1, ConnectionGroup.DEFAULT]
+    assert brokers.answered_at(0, 2) == -math.inf
+    assert brokers.answered_at(2) == 12.0
+
+
+def test_latest_answer_of_a_connection_is_kept_by_the_clock_of_the_loop():
+    assert "self._last_action = time.monotonic()" in source_of(AIOKafkaConnection._handle_frame)
+    assert "self._last_action = time.monotonic()" in source_of(AIOKafkaConnection.__init__)
+    loop = asyncio.SelectorEventLoop()
+    assert abs(loop.time() - time.monotonic()) < 1.0
+    loop.close()
+    assert parameters_of(Fetcher._select_read_replica) == ["self", "tp"]
+    assert "self._select_read_replica(tp)" in source_of(Fetcher._get_actions_per_node)
+    assert "self._conns[conn_id] = " in source_of(AIOKafkaClient._get_conn)
