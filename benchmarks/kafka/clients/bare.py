@@ -31,7 +31,7 @@ def _builder() -> Any:
 
 
 class Producer:
-    """Gives each record a future and a place in a batch."""
+    """A producer of which each record has a future and a place in a batch."""
 
     def __init__(self) -> None:
         self._create_future = asyncio.get_running_loop().create_future

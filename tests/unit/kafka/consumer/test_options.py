@@ -26,6 +26,10 @@ INVALID = [
     ({"partitions": [("t", 0)], "group_id": "g"}, "fixed partitions are read without a group"),
     ({"topics": ("t",), "group_id": ""}, "group_id='' must be a non-empty string"),
     ({"topics": ("t",), "name": ""}, "name='' must be a non-empty string"),
+    (
+        {"topics": ("t",), "session_timeout_ms": 6000, "heartbeat_interval_ms": 6000},
+        "is not shorter than session_timeout_ms=6000: use at most a third of it, 2000",
+    ),
     ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be set; leave"),
     ({"topics": ("t",), "auto_commit_interval_ms": 5}, "ConsumerSettings\\(commit_interval"),
     ({"topics": ("t",), "max_poll_records": 5}, "ConsumerSettings\\(fetch_records"),
