@@ -7,7 +7,12 @@ import os
 import random
 import weakref
 from _thread import get_ident
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
 """The source of jitter, names and tokens of everything that was not given another one.
@@ -42,6 +47,23 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
+
+
+class PerLoop(weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]):
+    """What the clients of each event loop share.
+
+    The last user removes the entry of its loop. An entry that a closed loop has left is removed
+    when another loop needs one.
+    """
+
+    def of(self, loop: asyncio.AbstractEventLoop, make: Callable[[], T]) -> T:
+        """Return what a loop has, which is made if it has none."""
+        found = self.get(loop)
+        if found is None:
+            for other in [other for other in self if other.is_closed()]:
+                del self[other]
+            found = self[loop] = make()
+        return found
 
 
 class LoopBinding:

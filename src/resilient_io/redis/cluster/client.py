@@ -29,6 +29,7 @@ from resilient_io.text import format_address, quote_url, redact_credentials
 from resilient_io.validation import check_name, check_number, check_seconds
 
 from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
+from ..callbacks import shorten_for_ok
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..errors import RouteRefused
@@ -208,6 +209,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
                 retry=Retry(NoBackoff(), 0),
                 **given,
             )
+        self.response_callbacks["SET"] = shorten_for_ok(self.response_callbacks["SET"])
         self._reopen = reopen
         self._policy = policy
         self._deliberate = False  # whether the policy was chosen for the call, as in a view

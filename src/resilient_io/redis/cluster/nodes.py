@@ -51,7 +51,21 @@ _TAKEN_OVER = ConnectionFailure(
 
 
 class NodeTarget(RedisTarget):
-    """How to connect to a node of a cluster, whose redirections the client follows."""
+    """How to connect to a node of a cluster, whose redirections the client follows.
+
+    Args:
+        pool: As for other targets.
+        several: Returns whether other nodes have slots, too.
+    """
+
+    def __init__(self, pool: ConnectionPool, several: Callable[[], bool] = bool) -> None:
+        super().__init__(pool)
+        self._several = several
+
+    @property
+    def one_of_several(self) -> bool:
+        """Whether other servers work for this client while it prepares calls for this one."""
+        return self._several()
 
     def explain_reply(self, error: Exception, *, known: bool) -> Exception:  # noqa: ARG002
         """Return an error reply as it is."""
@@ -173,12 +187,14 @@ class Member:
         search: Search,
         suspected: Callable[[Member], None],
         may_open: Callable[[], bool],
+        several: Callable[[], bool],
     ) -> None:
         self.address = address
         self.suspected_at = -math.inf
         self.left = False
         self.hot = _UNOPENED
         self._may_open = may_open
+        self._several = several
         self._settings = settings
         self._search = search
         self._suspected = suspected
@@ -205,7 +221,7 @@ class Member:
                 suspected=partial(self._suspected, self),
             )
             self._runtime = Runtime(
-                target=NodeTarget(pool),
+                target=NodeTarget(pool, self._several),
                 policy=settings.policy,
                 health=health,
                 settings=settings.connections,
@@ -350,10 +366,16 @@ class Members:
     """
 
     def __init__(
-        self, settings: NodeSettings, *, search: Search, suspected: Callable[[Member], None]
+        self,
+        settings: NodeSettings,
+        *,
+        search: Search,
+        suspected: Callable[[Member], None],
+        several: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._search = search
+        self._several = several
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
@@ -383,6 +405,7 @@ class Members:
                 search=self._search,
                 suspected=self._suspected,
                 may_open=self._may_open,
+                several=self._several,
             )
         return member
 
