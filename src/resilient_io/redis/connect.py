@@ -392,11 +392,6 @@ class RedisTarget:
         where = address_of(self._settings.get("host"), self._settings.get("port", 6379))
         return explain_reply(error, known=known, where=where)
 
-    @property
-    def one_of_several(self) -> bool:
-        """Whether other servers work for this client while it prepares calls for this one."""
-        return False
-
     def expect_master(self) -> Callable[[], None]:
         """Return a function that raises if the Sentinels have named another master since."""
         masters = self._masters

@@ -169,9 +169,6 @@ _is_done: Any = asyncio.Future.done
 _ENOUGH = 500
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
-_ENOUGH_OF_SEVERAL = 256
-"""The same if other servers of a cluster work meanwhile: fewer writes take less time in all."""
-
 
 class ConnectionOwner(Protocol):
     """The owner of a multiplexed connection, which reacts to changes of the connection."""
@@ -198,7 +195,7 @@ class MultiplexedConnection(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "__weakref__", "_crowded", "_data", "_driver", "_driver_protocol", "_end", "_enough",
-        "_fenced", "_has_requests", "_in_flight", "_least", "_loop", "_owner", "_paused", "_queue",
+        "_fenced", "_has_requests", "_in_flight", "_loop", "_owner", "_paused", "_queue",
         "_repeats_paid", "_responses", "_retirement", "_scheduled", "_time", "_wakes_directly",
         "_watchdog", "_writer", "bytes_received", "bytes_sent", "client_id", "clock",
         "continuing", "deadline", "delayed", "encoder", "ended", "extra_timeout", "flushed",
@@ -227,7 +224,6 @@ class MultiplexedConnection(asyncio.Protocol):
         path: PathMonitor | None = None,
         direct_wakeups: bool = True,
         detachable: bool = True,
-        one_of_several: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
@@ -245,7 +241,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._queue: list[Entry] = []
         self._data: list[Any] = []  # packed requests, in parts only while a large one is sent
         self._has_requests = False  # whether anything but plain futures may be in the queue
-        self._enough = self._least = _ENOUGH_OF_SEVERAL if one_of_several else _ENOUGH
+        self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
         self._scheduled = self._crowded = self._paused = False
         self.continuing = False
@@ -514,7 +510,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if queue:
             waiting = self._responses.waiting
             waiting.extend(queue)
-            self._enough = max(self._least, len(waiting) // 4)
+            self._enough = max(_ENOUGH, len(waiting) // 4)
             if self._responses.large:
                 self._written(len(queue), sum(map(len, data)))
                 for part in parts_of(data):

@@ -796,7 +796,6 @@ class Multiplexer:
             pushes=self.bound,
             path=self._path,
             direct_wakeups=self._settings.direct_wakeups,
-            one_of_several=self.target.one_of_several,
         )
 
     # -- internal --------------------------------------------------------------------------

@@ -51,21 +51,7 @@ _TAKEN_OVER = ConnectionFailure(
 
 
 class NodeTarget(RedisTarget):
-    """How to connect to a node of a cluster, whose redirections the client follows.
-
-    Args:
-        pool: As for other targets.
-        several: Returns whether other nodes have slots, too.
-    """
-
-    def __init__(self, pool: ConnectionPool, several: Callable[[], bool] = bool) -> None:
-        super().__init__(pool)
-        self._several = several
-
-    @property
-    def one_of_several(self) -> bool:
-        """Whether other servers work for this client while it prepares calls for this one."""
-        return self._several()
+    """How to connect to a node of a cluster, whose redirections the client follows."""
 
     def explain_reply(self, error: Exception, *, known: bool) -> Exception:  # noqa: ARG002
         """Return an error reply as it is."""
@@ -187,14 +173,12 @@ class Member:
         search: Search,
         suspected: Callable[[Member], None],
         may_open: Callable[[], bool],
-        several: Callable[[], bool],
     ) -> None:
         self.address = address
         self.suspected_at = -math.inf
         self.left = False
         self.hot = _UNOPENED
         self._may_open = may_open
-        self._several = several
         self._settings = settings
         self._search = search
         self._suspected = suspected
@@ -221,7 +205,7 @@ class Member:
                 suspected=partial(self._suspected, self),
             )
             self._runtime = Runtime(
-                target=NodeTarget(pool, self._several),
+                target=NodeTarget(pool),
                 policy=settings.policy,
                 health=health,
                 settings=settings.connections,
@@ -366,16 +350,10 @@ class Members:
     """
 
     def __init__(
-        self,
-        settings: NodeSettings,
-        *,
-        search: Search,
-        suspected: Callable[[Member], None],
-        several: Callable[[], bool],
+        self, settings: NodeSettings, *, search: Search, suspected: Callable[[Member], None]
     ) -> None:
         self._settings = settings
         self._search = search
-        self._several = several
         self._suspected = suspected
         self._known: dict[Address, Member] = {}
         self._leaving: dict[Member, asyncio.Task[None]] = {}
@@ -405,7 +383,6 @@ class Members:
                 search=self._search,
                 suspected=self._suspected,
                 may_open=self._may_open,
-                several=self._several,
             )
         return member
 

@@ -91,9 +91,7 @@ class Router:
     ) -> None:
         self.owners: list[Member | NoOwner] = [NO_OWNER] * SLOTS
         self.table = SlotTable()
-        self.members = Members(
-            settings, search=self, suspected=self.suspect, several=self._has_several_masters
-        )
+        self.members = Members(settings, search=self, suspected=self.suspect)
         self.failure: ConnectionFailure | None = None
         self.refreshes = 0
         self.closed = False
@@ -305,9 +303,6 @@ class Router:
             for member, count in self._counts.items()
             if count > 0 and isinstance(member, Member)
         }
-
-    def _has_several_masters(self) -> bool:
-        return len(self.slots) > 1
 
     # -- refreshing ------------------------------------------------------------------------------
 
