@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import weakref
+from _thread import get_ident
 from typing import Final, Protocol
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
@@ -44,12 +45,19 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class LoopBinding:
-    """The event loop (None after a fork) and the process in which a client was first used."""
+    """The event loop (None after a fork) and the process in which a client was first used.
 
-    __slots__ = ("__weakref__", "forked", "loop")
+    On a hot path, compare `thread` with `get_ident()` and call `is_running`: until Python 3.12,
+    `get_running_loop` makes a system call.
+    """
+
+    __slots__ = ("__weakref__", "forked", "is_running", "loop", "thread")
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop | None = loop
+        self.thread = get_ident()  # 0 after a fork
+        self.is_running = loop.is_running
         self.forked = False
         notify_on_fork(self)
 
@@ -61,7 +69,7 @@ class LoopBinding:
     def note_fork(self) -> None:
         """Refuse every further use: the parent process uses the connections."""
         if not self.closed:
-            self.forked, self.loop = True, None
+            self.forked, self.loop, self.thread = True, None, 0
 
     def check(self, client: str) -> None:
         """Raise RuntimeError in another event loop or process, where a call would never wake.

@@ -37,6 +37,7 @@ from .messages import MOST_BYTES, MOST_MESSAGES
 from .options import (
     ConnectionSettings,
     Durability,
+    check_address,
     check_conflicts,
     check_target,
     check_types,
@@ -223,6 +224,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         """Return a new runtime. `settings` are those from which its policy is made."""
         policy, health, connections, name, rng, interval = own
         pool = self.connection_pool
+        check_address(pool_settings(pool))
         target = RedisTarget(pool)
         if policy is None:
             policy = policy_from_options(pool_settings(pool) if settings is None else settings)

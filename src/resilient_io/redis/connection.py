@@ -603,7 +603,8 @@ class MultiplexedConnection(asyncio.Protocol):
             self.replies += answered
             self.load -= self._in_flight.answer(answered)
             if not self._responses.waiting:
-                self.extra_timeout = 0.0
+                if not self._queue:  # a blocking command may be in it
+                    self.extra_timeout = 0.0
                 if self.retired:
                     self.close(REPLACED)
                     return
