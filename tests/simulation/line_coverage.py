@@ -78,6 +78,21 @@ NOT_SIMULATED = {
         "def remark(self",
         "if self._contact is not State.UNKNOWN and self._failovers:",
     ),
+    "Redis Cluster": (
+        "after = self._patient_backoff(",
+        "def _patient_backoff(",
+        "return  # another server has the answer",
+        'await exchange(connection, ("ASKING",))',
+        "if isinstance(remaining, AskError):",
+        "except AskError:",
+        "def server_changed(self)",
+        "def move_waiting(",
+        "def take(self, wanted:",
+    ),
+    "reads from replicas": (
+        "replica = self._choose_replica(",
+        "return ReplicaRead(make(replica)",
+    ),
     "acknowledgements of replicas (WAIT)": (
         "if self._acknowledgements is not None:",
         "def not_replicated(",
