@@ -10,7 +10,7 @@ from benchmarks.statistics import turn
 from benchmarks.worker import Worker, WorkerFailedError
 from resilient_io.testing import KafkaServer
 
-from .plan import AIOKAFKA, CLIENTS, IDLE, client_of
+from .plan import AIOKAFKA, BARE, CLIENTS, IDLE, client_of
 from .topics import fill, written
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Arena:
         """Start the broker and the workers."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
-            for client in CLIENTS:
+            for client in (*CLIENTS, BARE):
                 worker = self._worker(client)
                 self._workers[client] = await stack.enter_async_context(worker)
             self._stack = stack.pop_all()
@@ -96,14 +96,14 @@ class Arena:
             warm = await self._workers[client].do(
                 "produce", kind=kind, topic=topic, seconds=_WARM_UP
             )
-            acknowledged += warm["count"]
+            acknowledged += 0 if client == BARE else warm["count"]
         for number in range(rounds):
             for client in turn([*work.clients], number):
                 self._say(f"{work.title}: round {number + 1}, {client}")
                 result = await self._workers[client].do(
                     "produce", kind=work.clients[client], topic=topic, seconds=seconds
                 )
-                acknowledged += result["count"]
+                acknowledged += 0 if client == BARE else result["count"]
                 results[client].append(result)
         for client in work.clients:
             await self._workers[client].do("close")

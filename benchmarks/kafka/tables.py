@@ -8,7 +8,7 @@ from benchmarks.markdown import digits, table, times
 from benchmarks.statistics import ratios, spread
 from benchmarks.targets import verdict
 
-from .plan import CLIENTS, IDLE, IDLE_TARGET, OURS, WORKS
+from .plan import BARE, CLIENTS, IDLE, IDLE_TARGET, OURS, WORKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,11 @@ def _rows(work: Work, results: Results) -> list[Sequence[str]]:
         figures = f"{cpu.median:.2f} ({cpu.low:.2f}-{cpu.high:.2f})"
         reached = verdict(cpu.median <= work.most_cpu)
         rows.append((*cells, f"CPU ≤{work.most_cpu:g} µs", figures, reached))
+        cells = [""] * len(cells)
+    if BARE in measured:
+        cpu = spread([got["cpu"] for got in measured[BARE]])
+        figures = f"{cpu.median:.2f} µs ({cpu.low:.2f}-{cpu.high:.2f})"
+        rows.append((*cells, "CPU without a network", figures, ""))
     return rows
 
 
@@ -65,13 +70,21 @@ def _rate_and_cpu(measured: Rounds, client: str) -> str:
     return f"{digits(rate)} / {digits(cpu)}"
 
 
+def _share_and_waits(measured: Rounds, client: str) -> str:
+    if client not in measured:
+        return _NONE
+    share, waits = (
+        spread([got[key] for got in measured[client]]).median for key in ("share", "waits")
+    )
+    return f"{share:.2%} / {digits(waits)}"
+
+
 def _idle_rows(name: str, measured: Rounds) -> list[Sequence[str]]:
-    shares = {client: spread([got["share"] for got in found]) for client, found in measured.items()}
-    cells = [f"{shares[c].median:.2%}" if c in shares else _NONE for c in CLIENTS]
-    ours = shares[OURS]
+    cells = [_share_and_waits(measured, client) for client in CLIENTS]
+    ours = spread([got["share"] for got in measured[OURS]])
     return [
         (
-            f"{IDLE[name].title}, of a core",
+            f"{IDLE[name].title}, of a core / waits per second",
             *cells,
             f"≤{IDLE_TARGET:.1%}",
             f"{ours.median:.2%} ({ours.low:.2%}-{ours.high:.2%})",

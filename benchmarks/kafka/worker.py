@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import resource
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ class KafkaServant:
             await consumer.aclose()
 
     async def idle(self, role: str, topic: str, group: str, seconds: float) -> dict[str, float]:
-        """Return the share of a core that an idle client uses."""
+        """Return the share of a core that an idle client uses, and how often it waits a second."""
         client: Producer | Consumer
         waiting: asyncio.Task[None] | None = None
         if role == "idle-producer":
@@ -131,15 +132,21 @@ class KafkaServant:
                 await meter.begun.wait()
         await asyncio.sleep(_SETTLING)
         gc.collect()
-        cpu, start = time.process_time(), time.perf_counter()
+        cpu, waits, start = time.process_time(), _waits(), time.perf_counter()
         await asyncio.sleep(seconds)
-        share = (time.process_time() - cpu) / (time.perf_counter() - start)
+        elapsed = time.perf_counter() - start
+        share, waits = (time.process_time() - cpu) / elapsed, (_waits() - waits) / elapsed
         if waiting is not None:
             assert not waiting.done(), "the client was not idle"
             waiting.cancel()
             await asyncio.wait((waiting,))
         await client.aclose()
-        return {"share": share}
+        return {"share": share, "waits": waits}
+
+
+def _waits() -> float:
+    """Return how often the threads of this process have waited for something."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def _handler(seconds: float, *, varied: bool) -> Callable[[], Awaitable[None]] | None:

@@ -12,13 +12,13 @@ from benchmarks.worker import Worker
 from resilient_io.testing import RedisServer, RedisServerCluster, SentinelSetup
 
 from .clients import CLUSTER
-from .plan import CLIENTS, CLUSTER_CLIENTS, KEYS, OURS, WITHOUT_SENTINEL, value_of
+from .plan import CLIENTS, CLUSTER_CLIENTS, FLOOR, FLOORS, KEYS, OURS, WITHOUT_SENTINEL, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from benchmarks.suite import Rounds, Say
+    from benchmarks.suite import Results, Rounds, Say
 
     from .plan import Work
 
@@ -88,6 +88,14 @@ class Arena:
         return await self._workers[client].do(
             "drive", kind=work.kind, callers=work.callers, seconds=seconds
         )
+
+    async def floors(self, rounds: int, seconds: float) -> Results:
+        """Run some workloads also with the bare minimum of a client."""
+        async with _worker(FLOOR, self._server.url, self._loop) as worker:
+            self._workers[FLOOR] = worker
+            results = {work.name: await self.compete(work, rounds, seconds) for work in FLOORS}
+            del self._workers[FLOOR]
+        return {f"floor of {name}": found for name, found in results.items()}
 
     async def overhead(self, rounds: int, seconds: float) -> Rounds:
         """Compare ResilientRedis with the bare connection, within one process."""

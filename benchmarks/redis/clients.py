@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
-from .plan import KEYS, OURS, WITHOUT_SENTINEL, value_of
+from .plan import FLOOR, KEYS, OURS, WITHOUT_SENTINEL, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -270,6 +270,12 @@ class Futures:
             future.set_result(None)
 
 
+async def _open_floor(*args: Any) -> Client:
+    from .floor import Floor  # noqa: PLC0415 (as above)
+
+    return await Floor.open(*args)
+
+
 OPENERS: dict[str, Any] = {
     "redis-py": RedisPy.open,
     "coredis": Coredis.open,
@@ -278,6 +284,7 @@ OPENERS: dict[str, Any] = {
     WITHOUT_SENTINEL: Ours.open,
     "bare connection": Bare.open,
     "futures": Futures.open,
+    FLOOR: _open_floor,
     "redis-py" + CLUSTER: RedisPyCluster.open,
     "valkey-glide" + CLUSTER: GlideCluster.open,
     OURS + CLUSTER: OurCluster.open,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from benchmarks.targets import Target
@@ -118,7 +118,17 @@ WORKS: Final = (
     _with_sentinels("sentinel-set-50", "SET, 50 callers", "set"),
 )
 
-EXTRAS: Final = ("overhead", "down", "idle", "scale", "refresh")
+FLOOR: Final = "bare minimum"
+"""A client that only sends and receives: what it misses by far, none in Python reaches."""
+
+FLOORS: Final = tuple(
+    replace(work, clients=("redis-py", "valkey-glide", FLOOR, OURS))
+    for work in WORKS
+    if work.name in ("get-1", "get-50", "mixed-50", "pipeline", "large-8")
+)
+"""The works that it can do."""
+
+EXTRAS: Final = ("floors", "overhead", "down", "idle", "scale", "refresh")
 """What is measured beside the works: ours alone, or once a client."""
 
 

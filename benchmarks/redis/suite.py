@@ -11,7 +11,7 @@ from resilient_io.testing import find_redis
 from . import refresh
 from .arena import ARENAS, Arena, tune
 from .plan import EXTRAS, WORKS
-from .tables import resource_table, scale_table, speed_table
+from .tables import floor_table, resource_table, scale_table, speed_table
 
 if TYPE_CHECKING:
     from benchmarks.suite import Effort, Results, Say
@@ -30,6 +30,8 @@ async def _measure(loop: str, effort: Effort, say: Say) -> Results:
         for work in WORKS:
             if work.name in wanted and work.server == "single":
                 results[work.name] = await arena.compete(work, rounds, seconds)
+        if "floors" in wanted:
+            results |= await arena.floors(rounds, seconds)
         if "overhead" in wanted:
             results["overhead"] = await arena.overhead(rounds, seconds * 2)
         if "idle" in wanted and sys.platform == "linux":
@@ -60,6 +62,8 @@ async def _refresh(loop: str, effort: Effort, say: Say) -> Results:
 
 def _tables(results: Results) -> list[str]:
     tables = [*speed_table(results), "", *resource_table(results)]
+    if any(name.startswith("floor") for name in results):
+        tables += ["", *floor_table(results)]
     if "scale" in results:
         tables += ["", *scale_table(results)]
     if "refresh" in results:

@@ -15,6 +15,8 @@ from .plan import (
     CROWD_TARGET,
     DEPENDENCIES_TARGET,
     DOWN_TARGET,
+    FLOOR,
+    FLOORS,
     FUTURES_TARGET,
     MEMORY_TARGET,
     OURS,
@@ -59,6 +61,28 @@ def resource_table(results: Results) -> list[str]:
         counts = [_of(results, "idle", name, "connections").median for name in CLIENTS]
         rows.append(("connections of an idle client", *(digits(count) for count in counts)))
     return table(("", *CLIENTS), rows)
+
+
+def floor_table(results: Results) -> list[str]:
+    """Return the table of what the bare minimum of a client reaches, compared with the targets."""
+    rows: list[Sequence[str]] = []
+    for work in FLOORS:
+        name = f"floor of {work.name}"
+        title, cells = (
+            work.title,
+            [digits(_of(results, name, c, "cpu").median) for c in work.clients],
+        )
+        for target in RATE_TARGETS[work.name]:
+            reached = [
+                times(
+                    ratios(*(_values(results, name, c, "rate") for c in (client, target.against)))
+                )
+                for client in (FLOOR, OURS)
+            ]
+            rows.append((title, *cells, target.wording, *reached))
+            title, cells = "", [""] * len(cells)
+    clients = FLOORS[0].clients
+    return table(("CPU µs per call", *clients, "rate must reach", FLOOR, OURS), rows)
 
 
 def scale_table(results: Results) -> list[str]:

@@ -6,7 +6,13 @@ import asyncio
 import os
 import random
 import weakref
-from typing import Final, Protocol
+from _thread import get_ident
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 SYSTEM_RANDOM: Final = random.SystemRandom()
 """The source of jitter, names and tokens of everything that was not given another one.
@@ -43,13 +49,37 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class LoopBinding:
-    """The event loop (None after a fork) and the process in which a client was first used."""
+class PerLoop(weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]):
+    """What the clients of each event loop share.
 
-    __slots__ = ("__weakref__", "forked", "loop")
+    The last user removes the entry of its loop. An entry that a closed loop has left is removed
+    when another loop needs one.
+    """
+
+    def of(self, loop: asyncio.AbstractEventLoop, make: Callable[[], T]) -> T:
+        """Return what a loop has, which is made if it has none."""
+        found = self.get(loop)
+        if found is None:
+            for other in [other for other in self if other.is_closed()]:
+                del self[other]
+            found = self[loop] = make()
+        return found
+
+
+class LoopBinding:
+    """The event loop (None after a fork) and the process in which a client was first used.
+
+    On a hot path, compare `thread` with `get_ident()` and call `is_running`: until Python 3.12,
+    `get_running_loop` makes a system call.
+    """
+
+    __slots__ = ("__weakref__", "forked", "is_running", "loop", "thread")
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop | None = loop
+        self.thread = get_ident()  # 0 after a fork
+        self.is_running = loop.is_running
         self.forked = False
         notify_on_fork(self)
 
@@ -61,7 +91,7 @@ class LoopBinding:
     def note_fork(self) -> None:
         """Refuse every further use: the parent process uses the connections."""
         if not self.closed:
-            self.forked, self.loop = True, None
+            self.forked, self.loop, self.thread = True, None, 0
 
     def check(self, client: str) -> None:
         """Raise RuntimeError in another event loop or process, where a call would never wake.

@@ -7,6 +7,7 @@ step takes time linear in the length of the text, so a hostile server cannot sta
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,26 @@ _QUOTED_ARGUMENTS: Final = re.compile(
 )
 """Arguments that a server quotes in an error. Those of HELLO and AUTH include the password."""
 
+_SCHEMES: Final = frozenset(
+    (
+        *(
+            "redis",
+            "rediss",
+            "unix",
+            "redis+sentinel",
+            "rediss+sentinel",
+            "redis-sentinel",
+            "sentinel",
+        ),
+        *("valkey", "valkeys", "kafka", "kafkas", "http", "https", "tcp", "tls"),
+    )
+)
+"""Schemes that an error may quote: an unknown one may be a part of a password."""
+
+_HOST: Final = r"(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5}(?!\d))?"
+_HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*", re.ASCII)
+_PATH: Final = re.compile(r"(?:/[\w./-]{0,80})?", re.ASCII)
+
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
@@ -38,6 +59,12 @@ _CONTROL: Final = re.compile(
 _SHORT_SECRET: Final = 4
 
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
+
+_ERRNO_OF: Final[dict[type[OSError], int]] = {
+    ConnectionResetError: errno.ECONNRESET,
+    ConnectionAbortedError: errno.ECONNABORTED,
+    BrokenPipeError: errno.EPIPE,
+}
 
 _SSL_NOISE: Final = re.compile(r"^\[[A-Z]+(?::\s*[A-Z0-9_]+)?\]\s*|\s*\(_ssl\.c:\d+\)$")
 
@@ -66,6 +93,30 @@ def clean_text(text: str, *, limit: int = TEXT_LIMIT, secrets: Iterable[str] = (
 def redact_credentials(text: str) -> str:
     """Return a text, plain or JSON, without the credentials between `://` and `@`."""
     return _URL_REST.sub(_redact_url, text)
+
+
+def quote_url(url: str) -> str:
+    """Return a URL in quotation marks, for an error, without what may belong to a password.
+
+    Of a wrong URL it is uncertain which part is the password. What is shown is a known scheme, the
+    hosts with their ports, and the path; the rest is replaced by "…".
+    """
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    if separator and scheme.lower() not in _SCHEMES:
+        scheme = _REDACTED
+    address, question_mark, query = rest.partition("?")
+    login, at, address = address.rpartition("@")
+    hosts = _HOSTS.match(address)
+    end = hosts.end() if hosts is not None else 0
+    if "@" in query:  # the question mark may belong to the password
+        shown = _REDACTED
+    elif _PATH.fullmatch(address, end):
+        shown = address
+    else:
+        shown = f"{address[:end]}{':' if address[end : end + 1] == ':' else ''}{_REDACTED}"
+    if login or at:
+        shown = f"{_REDACTED}@{shown}"
+    return repr(f"{scheme}{separator}{shown}{f'?{_REDACTED}' if question_mark else ''}")
 
 
 def _replace_control(found: re.Match[str]) -> str:
@@ -131,6 +182,9 @@ def _os_words(error: BaseException) -> str:
 
     if isinstance(error, ssl.SSLError):
         return _SSL_NOISE.sub("", str(error.args[-1])) if error.args else ""
+    if error.errno is None and not error.args:  # as asyncio raises them
+        number = _ERRNO_OF.get(type(error))
+        return _lower(os.strerror(number)) if number is not None else ""
     if error.errno is None:
         # asyncio joins the errors of several addresses in one message.
         numbers = dict.fromkeys(_ERRNO.findall(str(error)))

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import tomllib
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ADDRESS = "redis://localhost:6379"
 BROKER = "localhost:9092"
+TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+KNOWN_MODULES = sys.stdlib_module_names | {"resilient_io", "redis", "aiokafka"}
 
 _FENCE = re.compile(r"^( *)```([\w-]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
@@ -108,9 +111,8 @@ async def run_blocks(page, folder, addresses):
 
 
 async def run_block(code, line, page, namespace):
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     # The empty lines give the traceback the line numbers of the page.
-    compiled = compile("\n" * (line - 1) + code, page, "exec", flags=flags)
+    compiled = compile("\n" * (line - 1) + code, page, "exec", flags=TOP_LEVEL_AWAIT)
     result = eval(compiled, namespace)  # noqa: S307 -- our own pages
     if inspect.iscoroutine(result):
         await result
@@ -147,6 +149,41 @@ async def run_python(*arguments, folder):
             process.kill()
             await process.wait()
     assert process.returncode == 0, output.decode()
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_packages_that_a_page_imports_are_named_with_pip_install(page):
+    text = page.read_text()
+    installed = set(re.findall(r"[\w.-]+", " ".join(re.findall(r"pip install ([^`\n]*)", text))))
+    for extra in re.findall(r"resilient-io\[([\w,]+)\]", text):
+        installed |= {name for name, marker in required_by() if marker in extra.split(",")}
+    for block in blocks_of(page):
+        if block.language == "python":
+            for module in modules_of(block.code) - KNOWN_MODULES:
+                found = {
+                    name.lower().replace("_", "-") for name in packages_distributions()[module]
+                }
+                where = f"{name_of(page)}:{block.line}"
+                assert found & installed, f"{where}: write `pip install` for {module}"
+
+
+def modules_of(code):
+    """Return the top-level modules that code imports."""
+    found = set()
+    for node in ast.walk(compile(code, "page", "exec", flags=ast.PyCF_ONLY_AST | TOP_LEVEL_AWAIT)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def required_by():
+    """Return the packages that extras of resilient-io require, each with its extra."""
+    for required in requires("resilient-io"):
+        name, extra = re.match(r"([\w.-]+)", required)[1], re.search(r"extra == '(\w+)'", required)
+        if extra:
+            yield name.lower(), extra[1]
 
 
 @pytest.mark.parametrize("page", pages_with("sh", "console"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import faulthandler
 import importlib
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import recorded
+from .bugs import BUGS
 from .known_findings import KNOWN, known_finding
 from .line_coverage import measure
 from .minimize import minimize
@@ -67,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _planted_bugs
     try:
         options.start = _start(options.start)
+        _check_names(options)
         return command(options)
     except (SimulationBroken, _UsageError) as error:
         print(f"error: {str(error).strip()}", file=sys.stderr)
@@ -78,6 +81,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _UsageError(Exception):
     """An argument that does not fit."""
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    known: list[tuple[str, str, Sequence[str]]] = []
+    if options.theme:
+        themes = [*importlib.import_module(f"{options.package}.draw").THEMES]
+        known += [("theme", name, themes) for name in options.theme]
+    if options.plant and options.package == PACKAGE:
+        known.append(("planted bug", options.plant, [bug.name for bug in BUGS]))
+    for kind, name, names in known:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+            listed = "--list-themes prints all" if kind == "theme" else "bugs.py has all"
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise _UsageError(f"no {kind} has the name {name!r}: {hint}({listed})")
 
 
 def _parser() -> argparse.ArgumentParser:

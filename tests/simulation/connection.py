@@ -275,8 +275,6 @@ class Connection(_FlowControlMixin, asyncio.Transport):
 
     def set_protocol(self, protocol: Any) -> None:
         """Deliver to another protocol from now on."""
-        if isinstance(protocol, asyncio.BufferedProtocol):
-            self._loop.escape("set_protocol(BufferedProtocol)")
         self._protocol = protocol
 
     def get_protocol(self) -> Any:
@@ -406,17 +404,26 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             else:
                 data = b"".join(received)
                 received.clear()
-            if len(data) > LARGEST_READ:
-                received.insert(0, data[LARGEST_READ:])
-                data = data[:LARGEST_READ]
+            protocol, most = self._protocol, LARGEST_READ
+            buffered = isinstance(protocol, asyncio.BufferedProtocol)
+            if buffered:
+                buffer = protocol.get_buffer(-1)
+                most = min(most, len(buffer))
+            if len(data) > most:
+                received.insert(0, data[most:])
+                data = data[:most]
             if received or self._end_received or self._error is not None:
                 self._arm_reading()
             try:
-                self._protocol.data_received(data)
+                if buffered:
+                    buffer[: len(data)] = data
+                    protocol.buffer_updated(len(data))
+                else:
+                    protocol.data_received(data)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # noqa: BLE001 (as asyncio's transport)
-                self._fail(error, "Fatal error: protocol.data_received() call failed.")
+                self._fail(error, "Fatal error: the protocol's call for received data failed.")
         elif self._error is not None:
             self._force_close(self._error)
         elif self._end_received:

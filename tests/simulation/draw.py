@@ -81,7 +81,9 @@ class _Drawer:
         }
         if theme.policy is not None:
             theme.policy(rng, policy)
-        connections: dict[str, Any] = {"count": rng.choice([1, 2, 2, 3])}
+        # One client with several connections is enough to show what can go wrong between them.
+        counts = [1, 2, 2, 3] if label == "a" else [1, 1, 1, 2]
+        connections: dict[str, Any] = {"count": rng.choice(counts)}
         if theme.in_flight is not None:
             connections["in_flight"] = theme.in_flight
         return ClientSetup(

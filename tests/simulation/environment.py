@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 import warnings
+from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
         _catch_warnings(stack, simulation.log_errors)
         _replace_time(stack, loop)
         _replace_randomness(stack, Random(f"process/{seed}"))
+        _replace_task_registry(stack, loop)
         if gc.isenabled():
             gc.disable()
             stack.callback(gc.enable)
@@ -138,6 +140,15 @@ def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
     _replace(stack, shared, "gauss_next", None)
     stack.callback(_random.Random.setstate, shared, _random.Random.getstate(shared))
     random.seed(source.getrandbits(64))
+
+
+def _replace_task_registry(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
+    """Replace asyncio's weak set of tasks, which is slow: the loop has a list of them."""
+    tasks: Any = asyncio.tasks
+    registry = tasks._scheduled_tasks if sys.version_info >= (3, 12) else tasks._all_tasks
+    registry.add = deque[Any](maxlen=0).append  # it does nothing
+    stack.callback(delattr, registry, "add")
+    _replace(stack, asyncio, "all_tasks", lambda _loop=None: set(loop.unfinished_tasks()))
 
 
 class _Collector(logging.Handler):

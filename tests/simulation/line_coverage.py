@@ -30,7 +30,7 @@ FILES = (
     *("redis/exclusive_call.py", "redis/driver_connection.py"),
     *("redis/batch.py", "redis/waiting.py", "redis/session.py"),
     *("redis/probe.py", "redis/runtime.py", "redis/sharing.py", "redis/scripts.py"),
-    *("redis/lock.py", "redis/lock_keys.py", "redis/large_replies.py"),
+    *("redis/lock.py", "redis/lock_keys.py", "redis/large_values.py"),
     *("health/prober.py", "health/machine.py", "health/dependency.py"),
 )
 _EXCLUDED = ("if TYPE_CHECKING:", "@overload", "raise NotImplementedError")
@@ -77,6 +77,21 @@ NOT_SIMULATED = {
         "def failover_ended(self",
         "def remark(self",
         "if self._contact is not State.UNKNOWN and self._failovers:",
+    ),
+    "Redis Cluster": (
+        "after = self._patient_backoff(",
+        "def _patient_backoff(",
+        "return  # another server has the answer",
+        'await exchange(connection, ("ASKING",))',
+        "if isinstance(remaining, AskError):",
+        "except AskError:",
+        "def server_changed(self)",
+        "def move_waiting(",
+        "def take(self, wanted:",
+    ),
+    "reads from replicas": (
+        "replica = self._choose_replica(",
+        "return ReplicaRead(make(replica)",
     ),
     "acknowledgements of replicas (WAIT)": (
         "if self._acknowledgements is not None:",

@@ -83,7 +83,8 @@ def _servers(
         )
         network.listen(address, PORT, server)
         servers.append(server)
-    servers[1].replicate(servers[0])
+    if any(fault.kind == "fail over" for fault in plan.faults):
+        servers[1].replicate(servers[0])  # otherwise, no one would notice the replica
     network.names[HOST] = [ADDRESSES[0]]
     return servers
 

@@ -276,6 +276,19 @@ def test_wrong_arguments_are_refused(fake, capsys):
         command(fake, "--seeds", "many")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--theme", "closin"], "no theme has the name 'closin': did you mean closing"),
+        (["--plant", "repeat-effect"], "no planted bug has the name 'repeat-effect': did you mean"),
+        (["--plant", "x"], "no planted bug has the name 'x': (bugs.py has all)"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_closest_ones(arguments, message, capsys):
+    assert main(["--seeds", "1", *arguments]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
 def test_themes_are_listed(fake, capsys):
     assert command(fake, "--list-themes") == 0
     assert capsys.readouterr().out == "mixed\npops\n"

@@ -234,6 +234,21 @@ def test_sleeping_is_an_escape():
         simulation.loop.run_until_complete(main())
 
 
+def test_all_tasks_are_those_of_the_run():
+    async def main():
+        waiting = asyncio.create_task(asyncio.sleep(1.0))
+        assert asyncio.all_tasks() == {asyncio.current_task(), waiting}
+        await waiting
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    async def outside():
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    with simulated(1) as simulation:
+        simulation.loop.run_until_complete(main())
+    asyncio.run(outside())
+
+
 def test_leftover_tasks_end_inside_the_loop():
     ended = []
 

@@ -89,6 +89,36 @@ def play(scenario, *, seed=1, settings=CALM, **server):
     return result
 
 
+class BufferedClient(asyncio.BufferedProtocol):
+    def __init__(self, size):
+        self.received, self.buffer = b"", bytearray(size)
+
+    def get_buffer(self, sizehint):
+        return memoryview(self.buffer)
+
+    def buffer_updated(self, nbytes):
+        self.received += self.buffer[:nbytes]
+
+
+def test_protocol_with_its_own_buffer_receives_what_fits_into_it():
+    async def scenario(world):
+        transport, client = await world.connect()
+        buffered = BufferedClient(10)
+        transport.write(b"first,")
+        await asyncio.sleep(1.0)
+        transport.set_protocol(buffered)
+        transport.write(b"0123456789" * 3 + b"rest,")
+        await asyncio.sleep(1.0)
+        transport.set_protocol(client)
+        transport.write(b"last")
+        await asyncio.sleep(1.0)
+        assert buffered.received == b"0123456789" * 3 + b"rest,"
+        assert client.received == b"first,last"
+
+    for seed in range(5):
+        play(scenario, seed=seed, echo=True)
+
+
 def test_bytes_arrive_in_order_in_pieces():
     async def scenario(world):
         transport, client = await world.connect()

@@ -9,7 +9,13 @@ import time
 
 import pytest
 
-from resilient_io.text import clean_text, describe_error, format_address, redact_credentials
+from resilient_io.text import (
+    clean_text,
+    describe_error,
+    format_address,
+    quote_url,
+    redact_credentials,
+)
 
 SECRET = "s3cr3t-canary"
 
@@ -99,6 +105,39 @@ def test_control_and_formatting_characters_are_replaced():
     shown = clean_text(text)
     assert shown == "a�[31mred� next�line�"
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://cache:6379/0", "redis://cache:6379/0"),
+        ("http://[::1]:80/a", "http://[::1]:80/a"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ("kafka://one:9092,two/", "kafka://one:9092,two/"),
+        ("redis://me:s3cret@cache/0", "redis://…@cache/0"),
+        ("redis://:s3/cr@et@cache", "redis://…@cache"),
+        ("redis://me:s3#cret@cache", "redis://…@cache"),
+        ("redis://me:s3?cret@cache", "redis://…?…"),
+        ("redis://cache?password=s3@cret", "redis://…?…"),
+        ("redis://cache?password=s3cret", "redis://cache?…"),
+        ("redis://me:s3cret", "redis://me:…"),
+        ("redis://me:s3cret/0", "redis://me:…"),
+        ("redis://:123456", "redis://:…"),
+        ("s3cret://cache", "…://cache"),
+        ("me:s3cret@cache:6379", "…@cache:6379"),
+        ("cache:6379,password=s3cret", "cache:6379,password…"),
+        ("redis://cache s3cret", "redis://cache…"),
+        ("redis://cache#s3cret", "redis://cache…"),
+        ("redis://@", "redis://…@"),
+        ("", ""),
+    ],
+)
+def test_a_quoted_url_contains_nothing_that_may_belong_to_a_password(url, shown):
+    assert quote_url(url) == repr(shown)
+
+
+def test_a_reset_without_a_message_is_described_in_words():
+    assert describe_error(ConnectionResetError()) == "connection reset by peer"
 
 
 def test_an_error_of_the_operating_system_is_described_once_in_words():

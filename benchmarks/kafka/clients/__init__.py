@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmarks.kafka.plan import AIOKAFKA, CONFLUENT, FASTSTREAM, IDEMPOTENT, OURS
+from benchmarks.kafka.plan import AIOKAFKA, BARE, CONFLUENT, FASTSTREAM, IDEMPOTENT, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +24,7 @@ _MODULES = {
     CONFLUENT: "with_confluent",
     FASTSTREAM: "with_faststream",
     OURS: "with_ours",
+    BARE: "bare",
 }
 
 

@@ -66,8 +66,9 @@ async def list_letters(
             json_line({**facts, "count": count, "first": first, "last": last})
         else:
             write_line(f"{count:8,}  {kind[0]}  {kind[1]}  {first} to {last}")
-    if not as_json:
-        write_line(f"{counts.total():8,}  dead letters in {topic}")
+    total = counts.total()
+    if not as_json and (total or code != PROBLEMS):
+        write_line(f"{total:8,}  dead {'letter' if total == 1 else 'letters'} in {topic}")
     return code
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.urls import ENCODE, KAFKA_SCHEMES, check_options, read_kafka_url, split_url
+from resilient_io.text import quote_url
+from resilient_io.urls import (
+    ENCODE,
+    KAFKA_SCHEMES,
+    check_options,
+    quoting_url,
+    read_kafka_url,
+    split_url,
+)
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import ConnectionPool
@@ -19,9 +27,6 @@ _ANY: Final = (
     "use redis://host:6379/0, rediss://… (TLS), unix:///path, kafka://host:9092,host:9092, "
     "kafkas://… (TLS) or redis+sentinel://host:26379,host:26379/mymaster"
 )
-_OTHER_SCHEMES: Final = ("http", "https", "tcp", "tls", "valkey", "valkeys")
-"""Wrong schemes that a message may quote: an unknown one may be a part of a password."""
-
 _HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9.-]{1,80}:(\d{1,5})\Z")
 _KAFKA_PORTS: Final = (9092, 9093, 9094, 19092, 29092)
 
@@ -41,10 +46,9 @@ def kind_of(url: str) -> Literal["redis", "kafka"]:
     if separator and scheme in KAFKA_SCHEMES:
         return "kafka"
     if separator:
-        quoted = f" {scheme!r}" if scheme in _OTHER_SCHEMES else ""
-        raise ConfigurationError(f"unsupported URL scheme{quoted}: {_ANY}")
+        raise ConfigurationError(f"unsupported scheme of the URL {quote_url(url)}: {_ANY}")
     match = _HOST_AND_PORT.match(url)
-    if match is None:  # not quoted: it may contain a password
+    if match is None:  # not quoted: it may be a password
         raise ConfigurationError(f"invalid URL: no scheme; {_ANY}")
     meant = "kafka" if int(match[1]) in _KAFKA_PORTS else "redis"
     raise ConfigurationError(f"invalid URL {url!r}: no scheme. Did you mean {meant}://{url}?")
@@ -70,10 +74,11 @@ def read_redis_url(url: str) -> ConnectionPool:
     if url.partition("://")[0].lower() in _SENTINEL_SCHEMES:
         return pool_from_url(url, {})
     if split_url(url) is None:
-        raise ConfigurationError(f"invalid Redis URL: {_REDIS}; {ENCODE}")
+        raise ConfigurationError(f"invalid Redis URL {quote_url(url)}: {_REDIS}; {ENCODE}")
     pool: ConnectionPool = pool_from_url(url, {})
     accepted: set[str] = set()
     for kind in (ConnectionPool, *pool.connection_class.__mro__):
         accepted.update(inspect.signature(kind).parameters)
-    check_options(urlsplit(url).query, accepted, of="Redis")
+    with quoting_url(url, of="Redis"):
+        check_options(urlsplit(url).query, accepted, of="Redis")
     return pool

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
+from resilient_io.binding import PerLoop
 from resilient_io.tasks import beat_before
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable
 
-_groups: MutableMapping[asyncio.AbstractEventLoop, dict[tuple[float, float], _Group]] = (
-    WeakKeyDictionary()
-)
+_groups: PerLoop[dict[tuple[float, float], _Group]] = PerLoop()
 """By loop. Only the timer of a group refers to the loop, and ends with the group."""
 
 
@@ -32,13 +30,8 @@ class Alarm:
     __slots__ = ("_call", "_group", "_groups", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
-        groups = _groups.get(loop)
-        if groups is None:
-            for other in [other for other in _groups if other.is_closed()]:
-                del _groups[other]
-            groups = _groups[loop] = {}
         self._loop = loop
-        self._groups = groups
+        self._groups = _groups.of(loop, dict)
         self._call = ring
         self._group: _Group | None = None
 

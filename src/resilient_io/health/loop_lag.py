@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
+from typing import Self
 
+from resilient_io.binding import PerLoop
 from resilient_io.tasks import BEAT, beat_before
 
 _TOLERANCE = 0.02
 _CALM = 16  # how often in a row the timer must be in time to run half as often
 _REMEMBERED = 512  # stalls to keep; there are at most eight a second
 
-_watches: dict[asyncio.AbstractEventLoop, LoopLag] = {}
+_watches: PerLoop[LoopLag] = PerLoop()
 
 
 class LoopLag:
@@ -44,15 +47,14 @@ class LoopLag:
     def acquire(cls) -> LoopLag:
         """Return the running measurement of the running loop. Call `release()` once for each."""
         loop = asyncio.get_running_loop()
-        watch = _watches.get(loop)
-        if watch is None:
-            for other in [other for other in _watches if other.is_closed()]:
-                del _watches[other]  # its loop was closed without a release
-            watch = _watches[loop] = cls(loop)
-        watch._users += 1
-        if watch._timer is None:
-            watch._arm(watch._time(), BEAT / 2)
-        return watch
+        return _watches.of(loop, partial(cls, loop)).use()
+
+    def use(self) -> Self:
+        """Count another user. The first one starts the timer."""
+        self._users += 1
+        if self._timer is None:
+            self._arm(self._time(), BEAT / 2)
+        return self
 
     def release(self) -> None:
         """Release the measurement. The last release stops the timer; further ones do nothing."""

@@ -9,8 +9,10 @@ import math
 import types
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from resilient_io.binding import PerLoop
 from resilient_io.link import describe_silence
 
 from .alarm import Alarm
@@ -115,7 +117,7 @@ class _Probe:
         self.task.cancel()
 
 
-_runners: dict[asyncio.AbstractEventLoop, _Runner] = {}
+_runners: PerLoop[_Runner] = PerLoop()
 
 
 class _Runner:
@@ -138,13 +140,12 @@ class _Runner:
     @classmethod
     def acquire(cls, loop: asyncio.AbstractEventLoop) -> _Runner:
         """Return the runner of an event loop. Call `release()` once for each."""
-        runner = _runners.get(loop)
-        if runner is None:
-            for other in [other for other in _runners if other.is_closed()]:
-                del _runners[other]  # its loop was closed without a release
-            runner = _runners[loop] = cls(loop)
-        runner._users += 1
-        return runner
+        return _runners.of(loop, partial(cls, loop)).use()
+
+    def use(self) -> Self:
+        """Count another user."""
+        self._users += 1
+        return self
 
     def release(self) -> None:
         """Release the runner. The last release lets the loop be forgotten."""

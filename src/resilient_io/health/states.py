@@ -248,13 +248,13 @@ def log_change(change: Change) -> None:
 
 
 def _describe_previous(change: Change) -> str:
-    """Return for example "up for 0.34 s; 1 probe and 2 calls failed, 1 write refused"."""
-    failed = " and ".join(
-        _counted(count, noun)
-        for count, noun in ((change.probes_failed, "probe"), (change.failures, "call"))
-        if count
-    )
-    events = [f"{failed} failed"] if failed else []
+    """Return for example "up for 0.34 s; 1 probe failed, 2 failures reported, 1 write refused".
+
+    A client reports each failed call and each connection that it lost or could not open.
+    """
+    events = [f"{_counted(change.probes_failed, 'probe')} failed"] if change.probes_failed else []
+    if change.failures:
+        events.append(f"{_counted(change.failures, 'failure')} reported")
     if change.refusals:
         events.append(f"{_counted(change.refusals, 'write')} refused")
     lasted = f"{change.previous} for {change.after:.2f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ipaddress
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.text import format_address
+from resilient_io.text import format_address, quote_url
 
 from .driver import CONNECTION_OPTIONS
 from .log_filter import DriverLog
@@ -209,14 +210,16 @@ def _addresses(servers: str | Iterable[str]) -> list[tuple[str, int]]:
         names = [name.strip() for name in given]
     except (AttributeError, TypeError):
         raise ConfigurationError(
-            f"bootstrap_servers must be a string or a list of strings: {example}"
+            f"bootstrap_servers must be a string or a list of strings, not "
+            f"{type(servers).__name__}: {example}"
         ) from None
-    if any("@" in name or "/" in name for name in names):
-        # Not quoted: the text before the @ may be a password.
-        raise ConfigurationError(
-            f"bootstrap_servers must be addresses, not URLs: {example}, and pass credentials as "
-            f"sasl_plain_username= and sasl_plain_password="
-        )
+    for name in names:
+        if "@" in name or "/" in name:
+            raise ConfigurationError(
+                f"bootstrap_servers must be addresses, not URLs such as {quote_url(name)}: pass a "
+                f"URL with kafka:// to from_url(), or {example}, and credentials as "
+                f"sasl_plain_username= and sasl_plain_password="
+            )
     if not names or not all(names):
         raise ConfigurationError(f"bootstrap_servers={servers!r} contains no server: {example}")
     try:
@@ -224,8 +227,19 @@ def _addresses(servers: str | Iterable[str]) -> list[tuple[str, int]]:
     except (ValueError, IndexError):
         raise ConfigurationError(f"bootstrap_servers={servers!r} is invalid: {example}") from None
     for host, port, _ in found:
-        if not host or not 0 < port < 1 << 16:
+        if not 0 < port < 1 << 16 or not _is_host(host):
             raise ConfigurationError(
                 f"bootstrap_servers={servers!r}: {host}:{port} is not a valid address: {example}"
             )
     return list(dict.fromkeys((host, port) for host, port, _ in found))
+
+
+def _is_host(host: str) -> bool:
+    """Return whether `host` is a name or an address; aiokafka takes "one:9092:1" for IPv6."""
+    if ":" not in host:
+        return bool(host)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

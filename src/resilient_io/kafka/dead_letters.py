@@ -20,6 +20,7 @@ from resilient_io.validation import check_count, check_name, check_seconds
 from .consumer import ConsumerSettings, ResilientKafkaConsumer
 from .consumer.commit_metadata import decode_metadata
 from .errors import KafkaDeadlineExceeded
+from .probe import MetadataQuery
 from .processing import ADDED_HEADERS, header, number_header
 from .producer import ResilientKafkaProducer
 
@@ -36,6 +37,8 @@ REPLAYS_HEADER = "x-replays"
 
 _CHUNK = 100  # most dead letters in one transaction
 _WAIT = 0.2  # seconds that a fetch waits for records
+_CHECK_TIMEOUT = 2.0  # seconds for a broker to say whether the topic exists
+_STAGGER = 0.2  # seconds until the next broker is asked, too
 _JOIN_TIMEOUT = 30.0  # seconds until the partitions of the topic are assigned
 
 
@@ -171,7 +174,7 @@ async def read_dead_letters(
         **options: Further options of `ResilientKafkaConsumer`.
 
     Raises:
-        ConfigurationError: The URL or an option is wrong.
+        ConfigurationError: The URL or an option is wrong, or the topic does not exist.
         KafkaDeadlineExceeded: Kafka or the topic was not found within the policy's deadline.
         KafkaError: What Kafka refuses permanently.
     """
@@ -221,7 +224,7 @@ async def replay_dead_letters(
         The counts.
 
     Raises:
-        ConfigurationError: The URL or an option is wrong.
+        ConfigurationError: The URL or an option is wrong, or the topic does not exist.
         KafkaDeadlineExceeded: Kafka or the topic was not found within the policy's deadline.
         KafkaOutcomeUnknown: The answer to the commit of a transaction was lost.
         KafkaError: What Kafka refuses permanently, for example because another replay has begun.
@@ -310,11 +313,24 @@ class _Reader:
         )
 
     async def __aenter__(self) -> Self:
+        await self._check_topic()
         await self._consumer.__aenter__()
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
         await self._consumer.aclose()
+
+    async def _check_topic(self) -> None:
+        """Raise if the topic does not exist. The consumer would make the broker create it."""
+        target = self._consumer._target
+        async with MetadataQuery(target, timeout=_CHECK_TIMEOUT, topics=[self._topic]) as query:
+            await query.start(target.addresses(), stagger=_STAGGER)
+            response = await query.first()
+        if response is not None and self._topic in response.metadata.missing:
+            raise ConfigurationError(
+                f"the topic {self._topic!r} does not exist in {self._consumer.health.name}: use "
+                f"the name of a topic of dead letters"
+            )
 
     def offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, Any]:
         """Return what to commit for partitions: the first offset that is not marked, and marks."""

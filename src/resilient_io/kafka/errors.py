@@ -270,6 +270,18 @@ _CAUSES: tuple[tuple[tuple[type[BaseException], ...], Cause], ...] = (
 """By class, of an exception in the chain of a failed connection; the first match counts."""
 
 
+_SASL_ADVICE: dict[type[BaseException], str] = {
+    driver.IllegalSaslStateError: (
+        'the listener has no login: use security_protocol="PLAINTEXT" or "SSL", or the port of a '
+        "listener with SASL"
+    ),
+    driver.UnsupportedSaslMechanismError: (
+        "the broker does not support this sasl_mechanism=: use one of its sasl.enabled.mechanisms"
+    ),
+}
+"""What aiokafka's errors mean whose messages contain only the address."""
+
+
 def connection_failure(
     error: BaseException, *, tls: bool = False, secrets: Iterable[str] = ()
 ) -> ConnectionFailure:
@@ -310,8 +322,10 @@ def describe_driver_error(error: BaseException, *, secrets: Iterable[str] = ()) 
         for link in error_chain(error):
             if isinstance(link, OSError):
                 return describe_error(link, secrets=secrets)
-    said = clean_text(", ".join(str(each) for each in error.args), secrets=secrets)
     name = type(error).__name__
+    if type(error) in _SASL_ADVICE:
+        return f"{name}: {_SASL_ADVICE[type(error)]}"
+    said = clean_text(", ".join(str(each) for each in error.args), secrets=secrets)
     if type(error) in (driver.KafkaError, driver.KafkaConnectionError, DriverClosed, TokenFailed):
         return said or name
     return f"{name}: {said}" if said else name

@@ -81,7 +81,7 @@ def split_options(
     ]
     for name in options:
         if name in refused:
-            raise ConfigurationError(f"{name}= cannot be set: {refused[name]}")
+            raise ConfigurationError(f"{name}= cannot be set; {refused[name]}")
         if name not in known:
             raise ConfigurationError(_unknown(name, of, [n for n in known if n not in refused]))
     client = {name: value for name, value in options.items() if name in CLIENT_OPTIONS}

@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import KafkaConnectionError, KafkaError, NoError, for_code
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    NoError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
@@ -50,12 +56,13 @@ class ClusterSnapshot:
 
     brokers: dict[int, Address] = field(default_factory=dict)
     leaderless: tuple[TopicPartition, ...] = ()
+    missing: tuple[str, ...] = ()  # requested topics that do not exist
 
 
 async def request_metadata(
     connection: Connection, topics: Iterable[str], timeout: float
 ) -> ClusterSnapshot:
-    """Return the brokers, and the partitions of some topics that have no leader.
+    """Return the brokers, and what is wrong with some topics: no leader, or no such topic.
 
     The request never creates a topic.
     """
@@ -64,6 +71,7 @@ async def request_metadata(
         response: Any = await connection.send(request)
     brokers = {broker[0]: (broker[1], broker[2]) for broker in response.brokers}
     leaderless = []
+    missing = []
     for topic in response.topics:
         error, name, partitions = topic[0], topic[1], topic[-1]
         if for_code(error) is NoError:
@@ -72,7 +80,9 @@ async def request_metadata(
                 for partition in partitions
                 if partition[2] == _NO_LEADER
             ]
-    return ClusterSnapshot(brokers, tuple(leaderless))
+        elif for_code(error) is UnknownTopicOrPartitionError:
+            missing.append(name)
+    return ClusterSnapshot(brokers, tuple(leaderless), tuple(missing))
 
 
 async def find_coordinator(connection: Connection, kind: int, key: str, timeout: float) -> Address:
@@ -165,7 +175,12 @@ class MetadataQuery:
         error = task.exception()
         if error is None:
             return None
-        return connection_failure(error, tls=self._target.uses_tls, secrets=self._target.secrets())
+        target = self._target
+        failure = connection_failure(error, tls=target.uses_tls, secrets=target.secrets())
+        if failure.cause is Cause.RESET and not target.brokers:  # which never answered
+            port = "without TLS" if target.uses_tls else "that requires TLS or a login"
+            failure = replace(failure, detail=f"{failure.detail} (is this a port {port}?)")
+        return failure
 
     def failures(self) -> list[ConnectionFailure]:
         """Return why there is no response, for each address without one."""

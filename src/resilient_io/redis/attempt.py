@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import math
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
@@ -35,6 +35,7 @@ from .connection import (
 )
 from .driver_connection import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .errors import ConnectionFailure, refusal, remove_secrets
+from .large_values import pack_in_parts
 from .response_queue import LARGE
 from .standby import PING
 from .watchdog import SECOND_CHECK
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .connection import MultiplexedConnection
     from .driver_connection import ExclusiveConnection
     from .errors import Refusal
+    from .large_values import Packed
     from .multiplexer import Multiplexer
     from .scripts import KnownScripts
 
@@ -483,6 +485,7 @@ def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
 _LAST: Callable[[Sequence[object]], object] = itemgetter(-1)
+_SIMPLE: Callable[[CommandSpec], bool] = attrgetter("simple")
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
 """Options that redis-py 8.1's `parse_response` removes before it calls a callback."""
@@ -510,7 +513,7 @@ class Packer:
             encoder.encoding_errors == "strict"
         )
 
-    def pack(self, words: Sequence[bytes], args: Sequence[object]) -> bytes:
+    def pack(self, words: Sequence[bytes], args: Sequence[object]) -> Packed:
         """Return a packed command. `words` is its name as it is sent; `args` includes the name."""
         if has_large(args):
             return self._pack_large((*words, *args[1:]))
@@ -526,26 +529,27 @@ class Packer:
     def pack_all(
         self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]
     ) -> list[bytes]:
-        """Return packed commands, as `pack` does. Each includes its name."""
-        if self.direct and max(map(getsizeof, map(_LAST, commands)), default=0) <= LARGE:
+        """Return packed commands, as `pack` does, but none in parts. Each includes its name."""
+        # `hiredis` makes another copy of what it packs. Keys are small.
+        key_only = set(map(len, commands)) == {KEY_ONLY}
+        small = key_only or max(map(getsizeof, map(_LAST, commands)), default=0) <= LARGE
+        if self.direct and small:
             try:
+                if all(map(_SIMPLE, specs)):
+                    return list(map(_pack, commands))
                 return [
                     _pack(args if len(spec.words) == 1 else (*spec.words, *args[1:]))
                     for spec, args in zip(specs, commands, strict=True)
                 ]
             except TypeError:
                 pass  # as in `pack`
-        return [self.pack(spec.words, args) for spec, args in zip(specs, commands, strict=True)]
+        every = zip(specs, commands, strict=True)
+        return [bytes(self.pack(spec.words, args)) for spec, args in every]
 
-    def _pack_large(self, words: Sequence[object]) -> bytes:
+    def _pack_large(self, words: Sequence[object]) -> Packed:
         """Return a packed command without further copies of its values, which `hiredis` makes."""
-        parts: list[bytes] = [b"*%d\r\n" % len(words)]
-        for word in words:
-            value = self._encoder.encode(word)
-            if not isinstance(value, bytes):
-                value = bytes(value)
-            parts += (b"$%d\r\n" % len(value), value, b"\r\n")
-        return b"".join(parts)
+        encoded = map(self._encoder.encode, words)
+        return pack_in_parts(map(bytes, encoded), count=len(words), least=LARGE)
 
 
 def has_large(args: Sequence[object]) -> bool:
@@ -628,7 +632,7 @@ class MultiplexedCall(Call):
         callbacks: Callbacks,
         policy: RetryPolicy,
         command: Command,
-        data: bytes,
+        data: Packed,
         *,
         exchange: Callable[..., Awaitable[Any]],
         scripts: KnownScripts,

@@ -79,7 +79,7 @@ class BatchCall(Call):
         hashes: Sequence[object],
         transaction: bool,
         blocking: bool,
-        fallback: Call,
+        fallback: Callable[[], Call],
         asking: bool = False,
         acknowledgements: Acknowledgements | None = None,
     ) -> None:
@@ -161,7 +161,7 @@ class BatchCall(Call):
             request = self._request(limits, 0.0)
             replies = await self._exchange(request, limits, timeout)
         if isinstance(replies, NotMultiplexable):
-            return await self._fallback.attempt(limits)
+            return await self._fallback().attempt(limits)
         if isinstance(replies, AttemptFailed):
             if not self._transaction:
                 arrived = request.replies[len(self._loads) :]
@@ -252,7 +252,7 @@ class BatchCall(Call):
         found = False
         # The reply to EXEC is a list, and may contain errors.
         unusual = (Exception, list) if self._transaction else (Exception,)
-        if not _contains(replies, unusual):
+        if not contains_type(replies, unusual):
             return False
         for reply in [reply for reply in replies if isinstance(reply, unusual)]:
             if isinstance(reply, Exception):
@@ -414,7 +414,7 @@ class BatchCall(Call):
             for name in {args[0] for args, _ in self._commands}
         }
         converted = self._options or any(callbacks.values())
-        if not converted and not _contains(self._answers, (Exception,)):
+        if not converted and not contains_type(self._answers, (Exception,)):
             return self._answers
         results: list[object] = []
         for (args, options), reply in zip(self._commands, self._answers, strict=True):
@@ -446,7 +446,7 @@ class BatchCall(Call):
             return error
 
 
-def _contains(replies: Iterable[object], kinds: tuple[type, ...]) -> bool:
+def contains_type(replies: Iterable[object], kinds: tuple[type, ...]) -> bool:
     """Return whether a reply is of one of the kinds. Most replies have the same type."""
     return True in [issubclass(kind, kinds) for kind in set(map(type, replies))]
 

@@ -1,4 +1,4 @@
-"""Response callbacks: one table for all clients, until one of them changes it."""
+"""Response callbacks: one table for all clients of single servers, until one of them changes it."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ from .messages import MOST_BYTES, MOST_MESSAGES
 from .options import (
     ConnectionSettings,
     Durability,
+    check_address,
     check_conflicts,
     check_target,
     check_types,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from .attempt import Callbacks
     from .commands import CommandSpec
     from .instrumentation import Tracing
+    from .large_values import Packed
     from .options import PoolOptions, ReadFromName, RedisOptions, SentinelOptions, UrlOptions
 
 
@@ -223,6 +225,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         """Return a new runtime. `settings` are those from which its policy is made."""
         policy, health, connections, name, rng, interval = own
         pool = self.connection_pool
+        check_address(pool_settings(pool))
         target = RedisTarget(pool)
         if policy is None:
             policy = policy_from_options(pool_settings(pool) if settings is None else settings)
@@ -376,7 +379,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             try:
                 data = _pack(args)
             except TypeError:
-                data = self._packer.pack(spec.words, args)
+                data = bytes(self._packer.pack(spec.words, args))
             if len(data) > LARGE:
                 return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
@@ -548,7 +551,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
     def _multiplexed_call(
         self,
         command: Command,
-        data: bytes,
+        data: Packed,
         first: Exception | None = None,
         *,
         kind: Callable[..., MultiplexedCall] = MultiplexedCall,

@@ -55,6 +55,7 @@ from .wrong_server import (
     no_sentinel,
     sentinel_instead_of_server,
     wrong_database,
+    wrong_login,
 )
 
 if TYPE_CHECKING:
@@ -371,6 +372,9 @@ class RedisTarget:
         if failure.cause is Cause.WRONG_DATABASE:
             db = self._settings.get("db")
             failure = replace(failure, detail=wrong_database(db, failure.detail, mode=self._mode))
+        elif failure.cause is Cause.AUTH and not self._sentinel:
+            gave = bool(self._static_secrets or self._settings.get("credential_provider"))
+            failure = replace(failure, detail=wrong_login(failure.detail, gave_password=gave))
         return failure
 
     def check_mode(self, mode: str | None, place: Place | None) -> None:

@@ -20,6 +20,7 @@ from resilient_io.wakeups import can_wake, deliver
 from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
 from .in_flight import CALL_COST, InFlightWrites
+from .large_values import LargeValueReader, parts_of
 from .response_queue import LARGE, ReplyCollector, ResponseQueue
 from .watchdog import Watchdog
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from resilient_io.histogram import Latencies
     from resilient_io.link import LinkState, PathMonitor
     from resilient_io.wakeups import Answer
+
+    from .large_values import Packed
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
@@ -95,7 +98,7 @@ class PendingRequest(ReplyCollector):
 
     def __init__(
         self,
-        data: bytes,
+        data: Packed,
         *,
         count: int = 1,
         raw: frozenset[int] = frozenset(),
@@ -163,7 +166,7 @@ HUGE = 1024 * 1024 + LARGE  # bytes of a reply above which its connection is rep
 
 _is_done: Any = asyncio.Future.done
 
-_ENOUGH = 25
+_ENOUGH = 500
 """Queued calls, or a quarter of those in flight, that are written before the loop's tick ends."""
 
 
@@ -171,7 +174,7 @@ class ConnectionOwner(Protocol):
     """The owner of a multiplexed connection, which reacts to changes of the connection."""
 
     def connection_lost(
-        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, Packed]]
     ) -> None:
         """Take over the calls that were never written. The connection is closed already."""
 
@@ -236,7 +239,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._owner = owner
         self._in_flight = InFlightWrites(latencies, lag)
         self._queue: list[Entry] = []
-        self._data: list[bytes] = []
+        self._data: list[Any] = []  # packed requests, in parts only while a large one is sent
         self._has_requests = False  # whether anything but plain futures may be in the queue
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
@@ -376,7 +379,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._has_requests = True
         self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
         if not request.special:
-            self.send(request, request.data)
+            self.send(request, bytes(request.data))
             return
         self._responses.expect(request)
         # The first entry carries the data; the others reserve positions for their replies.
@@ -427,7 +430,7 @@ class MultiplexedConnection(asyncio.Protocol):
         """Pass each push message of the server to `pushed`, which must not send anything itself."""
         self._responses.listen(pushed)
 
-    def retire(self) -> list[tuple[Entry, bytes]]:
+    def retire(self) -> list[tuple[Entry, Packed]]:
         """Accept no more calls, and close after the last reply. Return the unsent calls."""
         self.retired = True
         if self._retirement is not None:
@@ -510,7 +513,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self._enough = max(_ENOUGH, len(waiting) // 4)
             if self._responses.large:
                 self._written(len(queue), sum(map(len, data)))
-                for part in data:  # a large one is not copied
+                for part in parts_of(data):
                     self.transport.write(memoryview(part))
             else:
                 blob = b"".join(data) if len(data) > 1 else data[0]
@@ -518,8 +521,8 @@ class MultiplexedConnection(asyncio.Protocol):
                 self.transport.write(blob)
 
     def _without_cancelled(
-        self, queue: list[Entry], data: list[bytes]
-    ) -> tuple[list[Entry], list[bytes]]:
+        self, queue: list[Entry], data: list[Any]
+    ) -> tuple[list[Entry], list[Any]]:
         """Remove the calls that were cancelled before they were written: they are never sent."""
         for entry, packed in zip(queue, data, strict=True):
             if entry.done():
@@ -527,7 +530,7 @@ class MultiplexedConnection(asyncio.Protocol):
         kept = [not entry.done() for entry in queue]
         return list(compress(queue, kept)), list(compress(data, kept))
 
-    def _take_queue(self, lost: ConnectionLost) -> list[tuple[Entry, bytes]]:
+    def _take_queue(self, lost: ConnectionLost) -> list[tuple[Entry, Packed]]:
         """Empty the queue. Return the calls whose callers still wait; end internal requests."""
         entries = list(zip(self._queue, self._data, strict=True))
         self._queue, self._data = [], []
@@ -564,11 +567,11 @@ class MultiplexedConnection(asyncio.Protocol):
         """Match replies with calls, in order. Then continue the tasks that waited for them."""
         # A task, which closes a TLS connection for example, cannot continue another one.
         if not self._wakes_directly or asyncio.current_task(self._loop) is not None:
-            self._receive(data, None)
+            self._receive(len(data), data, None)
             return
         answers: list[Answer] = []
         try:
-            self._receive(data, answers)
+            self._receive(len(data), data, answers)
         finally:
             if answers:
                 self.continuing = True
@@ -586,32 +589,47 @@ class MultiplexedConnection(asyncio.Protocol):
         if self._queue:
             self._write_queue()
 
-    def _receive(self, data: bytes, answers: list[Answer] | None) -> None:
+    def _receive(
+        self, size: int, data: bytes | None = None, answers: list[Answer] | None = None
+    ) -> None:
+        """Account for what was received. Without `data`, it is a part of a large value."""
         self.clock = self._in_flight.note_bytes()
-        self.bytes_received += len(data)
-        was_busy = self._responses.busy
+        self.bytes_received += size
+        responses = self._responses
+        was_busy = responses.busy
         try:
-            answered = self._responses.feed(data, answers)
+            answered = responses.fill(size) if data is None else responses.feed(data, answers)
         except InvalidResponse as error:
             detail = f"received an invalid RESP reply: {clean_text(str(error))}"
             self.close(ConnectionFailure(Cause.PROTOCOL, detail, permanent=True))
             return
         self._crowded = answered > 1
-        if not answered and HUGE < self._responses.partial <= HUGE + len(data):
-            self._owner.connection_blocked(self)
         if answered:
             self.replies += answered
             self.load -= self._in_flight.answer(answered)
-            if not self._responses.waiting:
-                self.extra_timeout = 0.0
+            if not responses.waiting:
+                if not self._queue:  # a blocking command may be in it
+                    self.extra_timeout = 0.0
                 if self.retired:
                     self.close(REPLACED)
                     return
+        else:
+            if HUGE < responses.partial <= HUGE + size:
+                self._owner.connection_blocked(self)
+            if data is not None and responses.large_replies.room is not None:
+                self._read_large_value()
         if self.full and self.load <= self.limit:
             self.full = False
             self._owner.connection_changed()
-        elif self._responses.busy is not was_busy:
+        elif responses.busy is not was_busy:
             self._owner.connection_changed()
+
+    def _read_large_value(self) -> None:
+        """Have the rest of a large value written to where it belongs."""
+        # uvloop reads as before until it is paused.
+        if isinstance(self._loop, asyncio.BaseEventLoop):
+            large = self._responses.large_replies
+            self.transport.set_protocol(LargeValueReader(self, large, self._receive))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the remaining calls: the connection is gone."""

@@ -366,7 +366,7 @@ class DurableGroups:
             raw += [count + position for position in member.request.raw]
             count += member.request.count
         both = PendingRequest(
-            b"".join([*(member.request.data for member in members), pack_command(words)]),
+            b"".join([*(bytes(member.request.data) for member in members), pack_command(words)]),
             count=count + 1,
             raw=frozenset(raw),
             extra_timeout=seconds,

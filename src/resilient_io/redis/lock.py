@@ -15,6 +15,7 @@ from redis.exceptions import LockError, LockNotOwnedError, RedisError
 
 from resilient_io.deadlines import current_deadline, earlier
 from resilient_io.errors import ConfigurationError
+from resilient_io.validation import check_number
 
 from .errors import LockLost, RedisDeadlineExceeded, RedisOutcomeUnknown
 from .lock_keys import GONE, WATCH_AFTER, Hold
@@ -100,6 +101,11 @@ class ResilientLock(Lock):
                 f"ResilientLock needs a ResilientRedis or ResilientRedisCluster, not "
                 f"{type(redis).__name__}: use ResilientRedis(...).lock(...)"
             )
+        check_number("sleep", sleep)
+        if timeout is not None:
+            check_number("timeout", timeout)
+        if not isinstance(blocking_timeout, int | float | None):  # a negative one tries once
+            check_number("blocking_timeout", blocking_timeout)
         if renew and not timeout:
             raise ConfigurationError(
                 "renew=True needs a timeout, which is how long the lock outlives a crash of its "

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .connect import RedisTarget
     from .connection import ConnectionOwner, Entry
     from .driver_connection import Fenceable, Query
+    from .large_values import Packed
     from .options import ConnectionSettings
     from .session import SessionSettings
 
@@ -720,7 +721,7 @@ class Multiplexer:
         self.reports.unreachable(detail, since)
 
     def connection_lost(
-        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, Packed]]
     ) -> None:
         """Move the calls that were never written to the front of the queue, and fence the rest."""
         self._past = _add_traffic(self._past, connection)

@@ -10,6 +10,7 @@ import inspect
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from urllib.parse import urlsplit
 
 import redis.asyncio as redis_py
 from redis import exceptions as driver
@@ -20,11 +21,13 @@ from redis.event import (
     EventDispatcher,
     EventDispatcherInterface,
 )
+from redis.retry import AbstractRetry
 
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Dependency
 from resilient_io.retry import RetryPolicy
-from resilient_io.text import clean_text
+from resilient_io.text import clean_text, quote_url
+from resilient_io.urls import ENCODE
 from resilient_io.validation import check_count, check_seconds, check_type
 
 from .sentinel_options import is_sentinel_url, pool_from_sentinel_url
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 _MOST_CONNECTIONS = 16
 _LEAST_IN_FLIGHT = 64 * 1024
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +344,11 @@ def check_conflicts(options: Mapping[str, Any], policy: RetryPolicy | None) -> N
 
 
 def _from_retry(retry: Any) -> dict[str, Any]:
+    if not isinstance(retry, AbstractRetry):
+        raise TypeError(
+            f"retry must be a redis.asyncio.retry.Retry, not {type(retry).__name__}: use for "
+            f"example policy=RetryPolicy(attempts=3)"
+        )
     # redis-py 8.1 `AbstractRetry._backoff`; backoffs keep `_base`, `_cap` or `_backoff`.
     retries = retry.get_retries()
     if retries < 0:
@@ -416,6 +425,8 @@ class LateEventDispatcher(EventDispatcherInterface):
 
 _INVALID_VALUE = re.compile(r"Invalid value for '([a-z_]+)' in connection URL")
 _UNKNOWN_OPTION = re.compile(r"unexpected keyword argument '(\w+)'")
+_WRONG_PORT = "the port is not a number from 1 to 65535"
+_DATABASE = re.compile(r"/?|/\d+/?", re.ASCII)
 _OPTION_NAME = re.compile(r"[a-z][a-z_]*")
 
 _DRIVER_OPTIONS = tuple(inspect.signature(redis_py.Redis.__init__).parameters)
@@ -426,20 +437,40 @@ def pool_from_url(url: str, options: Mapping[str, Any]) -> ConnectionPool:
     """Return a pool of redis-py for a URL. No error quotes a part that may belong to a password."""
     if not isinstance(url, str):
         raise ConfigurationError(f"a Redis URL must be a str, not {type(url).__name__}")
-    if "://" not in url:
-        if _ADDRESS.fullmatch(url):
-            raise ConfigurationError(f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?")
-        raise ConfigurationError(f"invalid Redis URL: no scheme: use {_FORMS}")
+    if _ADDRESS.fullmatch(url):
+        raise ConfigurationError(f"invalid URL {url!r}: no scheme. Did you mean redis://{url}?")
     try:
-        if is_sentinel_url(url):
+        mistake = _find_mistake(url)
+        if mistake is None and is_sentinel_url(url):
             return pool_from_sentinel_url(url, options)
-        return _make_pool(url, options)
+        if mistake is None:
+            return _make_pool(url, options)
     except ConfigurationError:
         raise
     except (ValueError, AttributeError, TypeError) as error:
-        message = str(error)
+        mistake = _url_mistake(str(error))
+    if "@" in url:
+        mistake = f"{mistake}; {ENCODE}"
     # Here, not above: the exception of redis-py may quote the password, so it is not chained.
-    raise ConfigurationError(f"invalid Redis URL: {_url_mistake(message)}: use {_FORMS}")
+    raise ConfigurationError(f"invalid Redis URL {quote_url(url)}: {mistake}: use {_FORMS}")
+
+
+def _find_mistake(url: str) -> str | None:
+    """Return what is wrong with a URL if redis-py does not say so, or uses another server."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return "no scheme"
+    if scheme.lower() not in {"redis", "rediss"}:
+        return None
+    parts = urlsplit(url)
+    if "," in parts.netloc.rpartition("@")[2]:
+        return "it names several hosts, which only the URL of Sentinels may"
+    if parts.port == 0:
+        return _WRONG_PORT
+    # redis-py 8.1 `parse_url` would use database 0 instead, and for "/1/2" database 12.
+    if not _DATABASE.fullmatch(parts.path):
+        return "the database, after the host, is not a number"
+    return None
 
 
 def _make_pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
@@ -456,14 +487,40 @@ def _url_mistake(message: str) -> str:
     if "schemes" in message:
         return "unknown scheme"
     if "Port" in message:
-        return "the port is not a number from 0 to 65535"
+        return _WRONG_PORT
     invalid = _INVALID_VALUE.search(message)
     if invalid is not None:
         return f"invalid value for {invalid[1]!r}"
-    return (
-        "the host cannot be parsed; URL-encode special characters in the user and password "
-        "(@ is %40, / is %2F, [ is %5B)"
-    )
+    return "the host cannot be parsed"
+
+
+def check_address(settings: Mapping[str, Any]) -> None:
+    """Check the host, the port and the database of redis-py's options. A fake may have others."""
+    host, port, db = settings.get("host"), settings.get("port"), settings.get("db")
+    if isinstance(host, str):
+        if "/" in host or "@" in host:
+            raise ConfigurationError(
+                f"host={quote_url(host)} is not a host name: pass a URL to from_url()"
+            )
+        name, colon, number = host.partition(":")
+        if colon and number.isdecimal() and ":" not in number:
+            raise ConfigurationError(
+                f"host={host!r} contains a port: use host={name!r}, port={number}"
+            )
+    if isinstance(port, int | str) and not _is_number(port, least=1, most=_LAST_PORT):
+        raise ConfigurationError(
+            f"port={port!r} is not a number from 1 to {_LAST_PORT}, for example port=6379"
+        )
+    if isinstance(db, int | str) and not _is_number(db, least=0):
+        raise ConfigurationError(f"db={db!r} is not the number of a database, for example db=0")
+
+
+def _is_number(value: int | str, *, least: int, most: int | None = None) -> bool:
+    try:
+        number = int(value)
+    except ValueError:
+        return False
+    return not isinstance(value, bool) and least <= number and (most is None or number <= most)
 
 
 def check_target(target: RedisTarget) -> None:
@@ -508,6 +565,12 @@ def _describe_unknown(option: str) -> str:
             f"{option!r} is an option of the client, not of its connections: use "
             f"ResilientRedis.from_sentinel(..., {option}=...) or from_pool(pool, {option}=...)"
         )
+    if option in RetryPolicy.__dataclass_fields__:
+        return f"unknown option {option!r}: use policy=RetryPolicy({option}=...)"
+    if option == "ssl" or option.startswith("ssl_"):
+        return f"{option!r} needs TLS: use a URL with rediss://"
+    if option in _DRIVER_OPTIONS:
+        return f"{option!r} is not an option of this kind of connection"
     known = [*_DRIVER_OPTIONS, *PoolOptions.__annotations__]
     close = difflib.get_close_matches(option, known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -10,6 +10,8 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
+from resilient_io.binding import PerLoop
+
 if TYPE_CHECKING:
     import random
 
@@ -26,7 +28,7 @@ _SPREAD = 0.8  # smallest part of a pause, so that clients do not ping in the sa
 
 _ANSWER = 0.1  # seconds for which the others wait for the answer to the ping of one client
 
-_servers: dict[asyncio.AbstractEventLoop, dict[Any, _Server]] = {}
+_servers: PerLoop[dict[Any, _Server]] = PerLoop()
 
 
 class _Server:
@@ -52,13 +54,7 @@ class PingTurns:
     __slots__ = ("_interval", "_multiplexer", "_pause", "_peer", "_rng", "_servers")
 
     def __init__(self, multiplexer: Multiplexer, rng: random.Random) -> None:
-        loop = asyncio.get_running_loop()
-        servers = _servers.get(loop)
-        if servers is None:
-            for other in [other for other in _servers if other.is_closed()]:
-                del _servers[other]
-            servers = _servers[loop] = {}
-        self._servers = servers
+        self._servers = _servers.of(asyncio.get_running_loop(), dict)
         self._multiplexer = multiplexer
         self._interval = multiplexer.health.settings.interval
         self._rng = rng

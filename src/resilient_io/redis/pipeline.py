@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError, WatchErro
 from resilient_io.errors import Progress
 
 from .attempt import AttemptFailed, Call, Command, block_of, confirm_idle
-from .batch import BatchCall
+from .batch import BatchCall, contains_type
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import Acknowledgements, DurableGroups, any_replicated, wait_over
@@ -113,6 +113,13 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
                 # For redis-py's client-side cache, which its asyncio client does not have.
                 options.pop("keys", None)
             self.command_stack.append((args, options or _NO_OPTIONS))
+            return self
+
+        def get(self, name: Any) -> Any:
+            """Queue GET, the most frequent command, without a further call."""
+            if self.watching:
+                return super().get(name)
+            self.command_stack.append((("GET", name), _NO_OPTIONS))
             return self
 
         def evalsha(self, sha: Any, *args: Any) -> Any:
@@ -273,6 +280,8 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
 
     def _raise_first(self, replies: list[Any], commands: list[Queued]) -> None:
         """Raise the first error among the replies."""
+        if not contains_type(replies, (Exception,)):
+            return
         for error in [reply for reply in replies if isinstance(reply, Exception)]:
             if isinstance(error, ResponseError):
                 index = next(index for index, reply in enumerate(replies) if reply is error)
@@ -284,7 +293,7 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
     ) -> Call:
         """Return the call that executes commands. ASKING may come first, in a cluster."""
         transaction = bool(self.is_transaction or self.explicit_transaction)
-        distinct = list({id(spec): spec for spec in specs}.values())
+        distinct = dict(zip(map(id, specs), specs, strict=True)).values()
         # Within MULTI, no command blocks.
         blocking = not transaction and any(spec.block is not None for spec in distinct)
         operation = "EXEC" if transaction else "PIPELINE"
@@ -292,7 +301,8 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         if blocking:
             waiting = zip(specs, commands, strict=True)
             block = block_of(Command(spec, args, options) for spec, (args, options) in waiting)
-        exclusive = _WatchedCall(
+        exclusive = partial(
+            _WatchedCall,
             self,
             operation,
             self._exchange,
@@ -301,7 +311,7 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             prepare=self._load_hashes,
         )
         if self.connection is not None:
-            return exclusive
+            return exclusive()
         for spec in distinct:
             # WAIT refers to the writes of this pipeline, which has its own connection.
             own = blocking and spec.block is not None

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from .attempt import Limits
     from .connection import Entry, MultiplexedConnection, PendingRequest
+    from .large_values import Packed
     from .multiplexer import Multiplexer
 
 
@@ -347,7 +348,7 @@ class ExclusivePool:
     # -- for connections that carry one request ----------------------------------------------
 
     def connection_lost(
-        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, bytes]]
+        self, connection: MultiplexedConnection, unsent: list[tuple[Entry, Packed]]
     ) -> None:
         """Fence a connection that was lost. Nothing is unsent: its request is written at once."""
         del unsent

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import hiredis
 from redis.exceptions import InvalidResponse
 
-from .large_replies import LargeReplies, may_begin
+from .large_values import LargeReplies, may_begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,8 @@ class ResponseQueue:
     """The calls that wait for replies on one connection, in order, and the reply parser."""
 
     __slots__ = (
-        "_decoding", "_large_replies", "_partial", "_pushed", "_pushes", "_reader", "_special",
-        "large", "waiting",
+        "_decoding", "_partial", "_pushed", "_pushes", "_reader", "_special", "large",
+        "large_replies", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: Any, *, pushes: bool) -> None:
@@ -100,7 +100,8 @@ class ResponseQueue:
             **decoding,
         )
         self._decoding = decoding
-        self._large_replies = LargeReplies(LARGE)
+        self.large_replies = LargeReplies(LARGE)
+        """The large values, which do not pass through the parser."""
         self._pushes = pushes
         self._pushed: Callable[[list[Any]], object] = _ignore
         self._partial = 0
@@ -138,7 +139,7 @@ class ResponseQueue:
 
         If `answers` is given, replies may be added to it instead, which the caller must deliver.
         """
-        before, large = len(self.waiting), self._large_replies
+        before, large = len(self.waiting), self.large_replies
         split = large.in_step and (large.pending or may_begin(data))
         try:
             if split:
@@ -214,49 +215,70 @@ class ResponseQueue:
 
     def _read_split(self, data: bytes, answers: list[Answer] | None) -> None:
         """Read a part of a large value, or bytes among which one may begin."""
-        for piece, large in self._large_replies.split(data):
+        for piece, large in self.large_replies.split(data):
             if not large:
                 self._parse(piece, answers)
                 continue
-            head = self.waiting.popleft()
-            special = head if isinstance(head, ReplyCollector) and head.special else None
-            reply: object = piece
-            if self._decoding and (special is None or special.position not in special.raw):
-                try:
-                    reply = str(piece, **self._decoding)
-                except UnicodeDecodeError as error:
-                    reply = error
-            if special is not None:
-                self._answered(special, 1)
-            if not head.done():
-                head.set_result(reply)
+            self._take_large(piece)
+
+    def fill(self, size: int) -> int:
+        """Note that a part of a large value was read. Return the number of answered calls."""
+        large = self.large_replies
+        value = large.fill(size)
+        self._partial = large.received
+        if value is None:
+            return 0
+        try:
+            self._take_large(value)
+        except IndexError:
+            raise InvalidResponse("a reply without a request") from None
+        return 1
+
+    def _take_large(self, value: bytes | memoryview) -> None:
+        head = self.waiting.popleft()
+        special = head if isinstance(head, ReplyCollector) and head.special else None
+        reply: object = value
+        if self._decoding and (special is None or special.position not in special.raw):
+            try:
+                reply = str(value, **self._decoding)
+            except UnicodeDecodeError as error:
+                reply = error
+        if special is not None:
+            self._answered(special, 1)
+        if not head.done():
+            head.set_result(reply)
 
     def _read_batch(self, request: ReplyCollector) -> bool:
-        """Read the remaining replies to a request of several commands. Return whether all came."""
-        gets, push = self._reader.gets, hiredis.PushNotification
+        """Read replies to a request of several commands. Return whether there may be more."""
         replies: list[object] = []
         left = request.count - request.position
-        reply: object
         try:
-            while left:
-                try:
-                    reply = gets()
-                except UnicodeDecodeError as error:
-                    reply = error
-                if reply is NOT_ENOUGH:
-                    return False
-                if type(reply) is push:
-                    self._pushed(reply)
-                else:
-                    replies.append(reply)
-                    left -= 1
+            replies.extend(islice(iter(self._reader.gets, NOT_ENOUGH), left))
+        except UnicodeDecodeError as error:
+            replies.append(error)
+        else:
+            return len(replies) == left
         finally:  # also before garbage
+            replies = self._without_pushes(replies)
+            next_entry = self.waiting.popleft
             for _ in replies:
-                self.waiting.popleft()
+                next_entry()
             self._answered(request, len(replies))
             if not request.done():
                 request.add_replies(replies)
         return True
+
+    def _without_pushes(self, replies: list[object]) -> list[object]:
+        push = hiredis.PushNotification
+        if push not in map(type, replies):
+            return replies
+        kept: list[object] = []
+        for reply in replies:
+            if type(reply) is push:
+                self._pushed(reply)
+            else:
+                kept.append(reply)
+        return kept
 
     def _answered(self, request: ReplyCollector, count: int) -> None:
         self._special -= count
@@ -282,7 +304,7 @@ class ResponseQueue:
 
     def fail_all(self, lost: Exception) -> bool:
         """End all waits: no reply will arrive. Return whether any call waited."""
-        self._large_replies.clear()
+        self.large_replies.clear()
         waiting, self.waiting = self.waiting, deque()
         for entry in waiting:
             if isinstance(entry, ReplyCollector):

@@ -22,7 +22,8 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.text import format_address
+from resilient_io.text import format_address, quote_url
+from resilient_io.urls import quoting_url
 from resilient_io.validation import check_count, check_name
 
 from .addresses import check_address_map, map_address
@@ -137,18 +138,24 @@ def _check_sentinels(sentinels: object) -> list[Address]:
     use = "use [('sentinel-1', 26379), ('sentinel-2', 26379)]"
     if not isinstance(sentinels, list | tuple) or not sentinels:
         raise ConfigurationError(
-            f"sentinels={sentinels!r} is not a list of (host, port) with at least one: {use}"
+            f"sentinels={_quote(sentinels)} is not a list of (host, port) with at least one: {use}"
         )
     addresses = []
     for each in sentinels:
         if not isinstance(each, list | tuple) or len(each) != 2:  # noqa: PLR2004 (host, port)
-            raise ConfigurationError(f"{each!r} in sentinels is not (host, port): {use}")
+            raise ConfigurationError(f"{_quote(each)} in sentinels is not (host, port): {use}")
         host, port = each
         valid = isinstance(port, int | str) and str(port).isdecimal() and 0 < int(port) < 1 << 16
-        if not isinstance(host, str) or not host or not valid:
-            raise ConfigurationError(f"{each!r} in sentinels is not (host, port): {use}")
+        if not isinstance(host, str) or not host or "/" in host or "@" in host or not valid:
+            raise ConfigurationError(
+                f"({_quote(host)}, {_quote(port)}) in sentinels is not (host, port): {use}"
+            )
         addresses.append((host, int(port)))
     return addresses
+
+
+def _quote(value: object) -> str:
+    return quote_url(value) if isinstance(value, str) else repr(value)
 
 
 def is_sentinel_url(url: str) -> bool:
@@ -167,8 +174,9 @@ def pool_from_sentinel_url(url: str, options: Mapping[str, Any]) -> SentinelConn
     netloc = address[0] if address else ""
     parts = urlsplit(f"//{rest[len(netloc) :]}")
     login, at, servers = netloc.rpartition("@")
-    sentinels = [_read_server(each) for each in servers.split(",") if each]
-    service_name, db = _read_path(parts.path, sentinels)
+    with quoting_url(url, of="Sentinel"):
+        sentinels = [_read_server(each) for each in servers.split(",") if each]
+        service_name, db = _read_path(parts.path, sentinels)
     tls = scheme.lower() == "rediss+sentinel"
     query = parse_qsl(parts.query, keep_blank_values=True)
     manager = {name: value for name, value in query if name in _FOR_MANAGER[:2]}
@@ -178,7 +186,8 @@ def pool_from_sentinel_url(url: str, options: Mapping[str, Any]) -> SentinelConn
     for_servers = {
         name: value for name, value in query if name not in manager and not name.startswith(_PREFIX)
     }
-    sentinel_tls = _read_flag("sentinel_ssl", for_sentinels.pop("ssl", None), default=tls)
+    with quoting_url(url, of="Sentinel"):
+        sentinel_tls = _read_flag("sentinel_ssl", for_sentinels.pop("ssl", None), default=tls)
     given: dict[str, Any] = _parse(f"{login}{at}", f"/{db}" if db else "", for_servers)
     if tls:
         given["ssl"] = True
@@ -190,7 +199,8 @@ def pool_from_sentinel_url(url: str, options: Mapping[str, Any]) -> SentinelConn
     sentinel_kwargs |= options.get("sentinel_kwargs") or {}
     own = {key: options[key] for key in _FOR_MANAGER if key in options}
     if "min_other_sentinels" in manager:
-        own.setdefault("min_other_sentinels", _read_count(manager["min_other_sentinels"]))
+        with quoting_url(url, of="Sentinel"):
+            own.setdefault("min_other_sentinels", _read_count(manager["min_other_sentinels"]))
     if "force_master_ip" in manager:
         own.setdefault("force_master_ip", manager["force_master_ip"])
     own["sentinel_kwargs"] = sentinel_kwargs
@@ -211,8 +221,8 @@ def _read_server(text: str) -> Address:
     if match is None or not 0 < port < 1 << 16:
         # Not quoted: it may be a part of a password that is not URL-encoded.
         raise ConfigurationError(
-            f"invalid Sentinel URL: a host cannot be parsed, or its port is not a number from 1 to "
-            f"65535: use {SENTINEL_FORM}; URL-encode special characters in user and password "
+            f"a host cannot be parsed, or its port is not a number from 1 to 65535: use "
+            f"{SENTINEL_FORM}; URL-encode special characters in user and password "
             f"(@ is %40, / is %2F, , is %2C)"
         )
     return unquote(match[1].strip("[]")), port
@@ -221,16 +231,14 @@ def _read_server(text: str) -> Address:
 def _read_path(path: str, sentinels: Sequence[Address]) -> tuple[str, str]:
     """Return the name of the master and the database, which may be empty."""
     if not sentinels:
-        raise ConfigurationError(f"the Sentinel URL has no host: use {SENTINEL_FORM}")
+        raise ConfigurationError(f"it has no host: use {SENTINEL_FORM}")
     service_name, _, db = path.removeprefix("/").removesuffix("/").partition("/")
     if not service_name:
         where = ",".join(format_address(*each) for each in sentinels)
-        raise ConfigurationError(
-            f"the Sentinel URL has no name of a master after {where}: use {SENTINEL_FORM}"
-        )
+        raise ConfigurationError(f"it has no name of a master after {where}: use {SENTINEL_FORM}")
     if db and not db.isdecimal():
         raise ConfigurationError(
-            f"the Sentinel URL has no number of a database after the name of the master: use "
+            f"what follows the name of the master is not the number of a database: use "
             f"{SENTINEL_FORM}"
         )
     return unquote(service_name), db
@@ -241,11 +249,11 @@ def _read_flag(name: str, value: str | None, *, default: bool) -> bool:
         return default
     flag = _YES.get(value.lower())
     if flag is None:
-        raise ConfigurationError(f"{name}= in a Sentinel URL must be yes or no")
+        raise ConfigurationError(f"{name}= must be yes or no")
     return flag
 
 
 def _read_count(value: str) -> int:
     if not value.isdecimal():
-        raise ConfigurationError("min_other_sentinels= in a Sentinel URL must be a number")
+        raise ConfigurationError("min_other_sentinels= must be a number")
     return int(value)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import Self
+
+from resilient_io.binding import PerLoop
 
 MOST_CONNECTING = 32
 """Connections that one event loop opens at the same time. Further attempts wait for their turn."""
 
-_queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
+_queues: PerLoop[_Queue] = PerLoop()
 
 
 class ConnectTurn:
@@ -41,11 +44,7 @@ class ConnectTurn:
         """Wait for the turn. Cancelling leaves the queue."""
         loop = asyncio.get_running_loop()
         self._began, self._waited = loop.time(), None
-        queue = _queues.get(loop)
-        if queue is None:
-            for other in [other for other in _queues if other.is_closed()]:
-                del _queues[other]
-            queue = _queues[loop] = _Queue(loop)
+        queue = _queues.of(loop, partial(_Queue, loop))
         waited = await queue.enter(standby=self._standby)
         self._queue = queue
         self._waited = loop.time() - self._began if waited else 0.0

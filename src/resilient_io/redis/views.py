@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .attempt import Packer
     from .commands import CommandSpec
+    from .large_values import Packed
     from .options import ReadFromName
     from .runtime import Runtime
 
@@ -61,7 +62,7 @@ class ClientViews:
     def _multiplexed_call(
         self,
         command: Command,
-        data: bytes,
+        data: Packed,
         first: Exception | None = None,
         *,
         kind: Callable[..., MultiplexedCall] = MultiplexedCall,
@@ -193,7 +194,7 @@ class ClientViews:
         if connection is not None and self._is_plain(command, data):
             # As on the hot path: without a call of its own unless something goes wrong.
             future = multiplexer.create_future()
-            connection.send(future, data)
+            connection.send(future, bytes(data))
             try:
                 first = await future
             except CancelledError:
@@ -210,7 +211,7 @@ class ClientViews:
             call, self._policy, started=started, deliberate=self._deliberate
         )
 
-    def _is_plain(self, command: Command, data: bytes) -> bool:
+    def _is_plain(self, command: Command, data: Packed) -> bool:
         """Return whether a call needs no timer of its own, and no special connection."""
         limit = current_deadline()
         late = limit is not None and (

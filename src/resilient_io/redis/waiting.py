@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .connection import Entry, MultiplexedConnection
     from .errors import ConnectionFailure
+    from .large_values import Packed
 
 _LONGEST_HOLD = 0.5  # seconds for which calls wait at most for an earlier one on another connection
 
@@ -104,7 +105,7 @@ class WaitingRequests:
         else:
             request.interrupt(self._closed)
 
-    def put_back(self, unsent: list[tuple[Entry, bytes]]) -> None:
+    def put_back(self, unsent: list[tuple[Entry, Packed]]) -> None:
         """Put calls that a connection did not write at the front, in their order.
 
         Plain futures become requests, because their callers now wait longer than usual.

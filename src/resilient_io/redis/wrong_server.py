@@ -148,6 +148,22 @@ def wrong_database(db: object, detail: str, *, mode: str | None) -> str:
     return f"db={db}: use a database that exists, by default 0 to 15 ({detail})"
 
 
+_LOGIN_REQUIRED = ("HELLO must be", "Authentication required")
+"""How a server begins its reply to a client that has not logged in. It describes the protocol."""
+
+
+def wrong_login(detail: str, *, gave_password: bool) -> str:
+    """Return why a server refused a login, and what to set."""
+    if not gave_password and detail.startswith(_LOGIN_REQUIRED):
+        return (
+            "the server requires a password: use password=, and for an ACL user username=, or a "
+            "URL that contains them"
+        )
+    if "username-password pair" in detail or "invalid password" in detail:
+        return f"{detail.rstrip('.')}: check username= and password=, and the encoding of a URL"
+    return detail
+
+
 class HandshakeFacts:
     """What a server says about itself in the handshake, which redis-py reads and drops.
 

@@ -102,7 +102,7 @@ class RedisClusterNode(RedisServer):
 
 @dataclass(frozen=True, slots=True)
 class ClusterShard:
-    """The slots of a master, and who has copies of their keys, as a node of the cluster sees them.
+    """The slots of a master, and its replicas, as a node of the cluster sees them.
 
     Attributes:
         master: The node that owns the slots.

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import ssl
 
 import pytest
 
 from resilient_io import Cause, Progress, State
 from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
-from resilient_io.kafka.errors import KafkaAuthenticationFailed
+from resilient_io.kafka.errors import KafkaAuthenticationFailed, KafkaUnavailable
 from resilient_io.testing import KafkaServer
 from tests.live.kafka.tokens import Issuer, Tokens, login, oauth
 
@@ -57,6 +58,24 @@ async def refusal(server, topic, options, caplog):
     return str(caught.value)
 
 
+async def outage(server, options):
+    """Return why a producer with these options takes the server for down."""
+    async with ResilientKafkaProducer(server.bootstrap_servers, **options) as producer:
+        async with asyncio.timeout(SOON):
+            with pytest.raises(KafkaUnavailable) as caught:
+                await producer.send_and_wait("any", b"x")
+        assert producer.health.state is State.DOWN
+    return str(caught.value)
+
+
+async def test_options_that_do_not_fit_the_port_are_named(shared_kafka):
+    tls = {"security_protocol": "SSL", "ssl_context": ssl.create_default_context()}
+    assert "is this a port without TLS?" in await outage(shared_kafka, tls)
+    found = await outage(shared_kafka, login("PLAIN", PASSWORD))
+    assert 'the listener has no login: use security_protocol="PLAINTEXT"' in found
+    assert "secret" not in found
+
+
 async def check_scram(server, topic, caplog):
     for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
         await server.create_topic(f"{topic}-{mechanism}")
@@ -98,5 +117,6 @@ async def test_refused_credentials_are_one_permanent_error_until_they_are_good(
     users = {"alice": PASSWORD}
     async with KafkaServer(users=users, scram=True, **issuer.server_options()) as server:
         await server.create_topic(name)
+        assert "requires TLS or a login?)" in await outage(server, {})
         await check_scram(server, name, caplog)
         await check_tokens(server, name, issuer, other, caplog)

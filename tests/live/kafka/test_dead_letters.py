@@ -148,6 +148,21 @@ async def test_bad_input_is_named():
         await replay_dead_letters("redis://one:1", "orders.dead")
 
 
+async def test_a_topic_that_does_not_exist_is_named_and_not_created(url, name, shared_kafka):
+    with pytest.raises(ConfigurationError, match=f"'{name}' does not exist in kafka 127.0.0.1"):
+        async for _ in read_dead_letters(url, name):
+            pass
+    with pytest.raises(ConfigurationError, match="use the name of a topic of dead letters"):
+        await replay_dead_letters(url, name)
+    assert name not in await shared_kafka.topics()
+
+
+async def test_an_outage_is_one_error_without_a_count(capsys):
+    arguments = ("dlq", "list", "orders.dead", "--url", "kafka://127.0.0.1:1")
+    code, out = await command(capsys, *arguments)
+    assert (code, out) == (1, "")
+
+
 async def command(capsys, *arguments):
     """Run a command in a thread, because it has its own loop and signal handlers."""
     code = await asyncio.to_thread(run_without_signals, arguments)

@@ -15,7 +15,6 @@ QUEUE = "queue"
 CALLS = {
     "BLPOP": (lambda redis: redis.blpop(QUEUE, timeout=0), (b"queue", b"job")),
     "BLMOVE": (lambda redis: redis.blmove(QUEUE, "mine", 0), b"job"),
-    "BRPOP": (lambda redis: redis.brpop(QUEUE, timeout=0), (b"queue", b"job")),
 }
 
 
@@ -61,7 +60,7 @@ async def _resumed(recorder):
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize(("command", "waited"), [("BLPOP", 6.0), ("BLMOVE", 0.0), ("BRPOP", 0.0)])
+@pytest.mark.parametrize(("command", "waited"), [("BLPOP", 6.0), ("BLMOVE", 0.0)])
 async def test_a_wait_continues_on_a_new_connection(
     command, waited, network, server, recorded, slack
 ):

@@ -1,6 +1,7 @@
 """Blocking commands use exclusive connections, so other calls continue meanwhile."""
 
 import asyncio
+import time
 
 import pytest
 import redis.asyncio as driver
@@ -228,6 +229,20 @@ async def test_a_bound_client_may_block(client):
         await client.rpush("l", "x")
         assert await waiting == (b"l", b"x")
         assert await own.get("missing") is None
+
+
+async def test_a_bound_client_may_block_as_the_replies_before_it_arrive(redis_server):
+    """The blocking command is queued, but not written, when the last reply before it is read."""
+    policy = RetryPolicy(response_timeout=0.3)
+    client = ResilientRedis(port=redis_server.port, policy=policy, single_connection_client=True)
+    async with client:
+        await client.ping()
+        echo = asyncio.create_task(client.echo("before"))
+        await asyncio.sleep(0)
+        time.sleep(0.05)  # until the reply is in the socket
+        pop = asyncio.create_task(client.blpop(["list"], timeout=0.7))
+        assert await echo == b"before"
+        assert await pop is None
 
 
 async def test_a_connection_that_a_middlebox_has_forgotten_is_not_used(fault_proxy, redis_server):

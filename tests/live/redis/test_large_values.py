@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import tracemalloc
 
 import pytest
 
@@ -58,6 +59,18 @@ async def test_large_values_in_pipelines_come_back_in_their_places(shared_redis,
         pipeline.set("large:piped", text).get("large:piped").strlen("large:piped")
         pipeline.get("large:none").get("large:piped").delete("large:piped")
         assert await pipeline.execute() == [True, text, 200_000, None, text, 1]
+
+
+async def test_large_value_is_in_memory_once_while_it_is_read(client):
+    size = 8_000_000
+    value = os.urandom(size)
+    await client.set("large:once", value)
+    tracemalloc.start()
+    assert await client.get("large:once") == value
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size <= peak < 1.2 * size
+    await client.delete("large:once")
 
 
 async def test_value_whose_caller_gives_up_is_read_to_its_end(client):

@@ -55,11 +55,13 @@ def test_slow_handlers_are_judged_against_our_own_iteration_which_has_no_column(
 
 
 def test_iteration_is_judged_by_its_rate_and_its_cpu():
-    rates = {"aiokafka": 1e5, "confluent AIO": 2e5, "resilient-io": 5e5}
+    rates = {"aiokafka": 1e5, "confluent AIO": 2e5, "resilient-io": 5e5, "bare": 1e6}
     results = {"async-for": {client: rounds(rate) for client, rate in rates.items()}}
-    first, second = kafka_row(results, "`async for`")
+    first, second, third, fourth = kafka_row(results, "`async for`")
     assert first.endswith("| 500,000 / 2 | ≥4x aiokafka | 5.00x (5.00-5.00) | reached |")
-    assert second.endswith("| CPU ≤1.3 µs | 2.00 (2.00-2.00) | **missed** |")
+    assert second.endswith("| CPU ≤0.25x aiokafka | 0.20x (0.20-0.20) | reached |")
+    assert third.endswith("| CPU ≤1.3 µs | 2.00 (2.00-2.00) | **missed** |")
+    assert fourth.endswith("| CPU without a network | 1.00 µs (1.00-1.00) |  |")
 
 
 async def test_varied_handlers_take_the_same_times_in_each_round(monkeypatch):
@@ -84,10 +86,11 @@ async def test_varied_handlers_take_the_same_times_in_each_round(monkeypatch):
 
 def test_an_idle_client_is_judged_by_its_share_of_a_core():
     shares = {"aiokafka": 0.002, "confluent AIO": 0.001, "resilient-io": 0.0051}
-    results = {"idle-consumer": {client: [{"share": share}] for client, share in shares.items()}}
+    results = {"idle-consumer": {c: [{"share": s, "waits": 7.0}] for c, s in shares.items()}}
     (line,) = kafka_row(results, "an idle consumer")
     assert line == (
-        "| an idle consumer, of a core | 0.20% | - | 0.10% | - | 0.51% | ≤0.5% "
+        "| an idle consumer, of a core / waits per second "
+        "| 0.20% / 7 | - | 0.10% / 7 | - | 0.51% / 7 | ≤0.5% "
         "| 0.51% (0.51%-0.51%) | **missed** |"
     )
 

@@ -37,11 +37,11 @@ def test_wrong_command_line_exits_with_2(capsys, arguments, message):
     ("url", "message"),
     [
         ("localhost:6379", "no scheme. Did you mean redis://localhost:6379?"),
-        ("http://cache", "unsupported URL scheme 'http'"),
-        ("redis://:s3cret@cache:port", "invalid Redis URL"),
-        ("kafka://a:s3cret@", "the Kafka URL has no server"),
-        ("redis://cache?foo=bar", "unknown option 'foo' in the Redis URL"),
-        ("kafka://cache?foo=bar", "unknown option 'foo' in the Kafka URL"),
+        ("http://cache", "unsupported scheme of the URL 'http://cache': use redis://"),
+        ("redis://:s3cret@cache:port", "invalid Redis URL 'redis://…@cache:…': use redis://"),
+        ("kafka://a:s3cret@", "invalid Kafka URL 'kafka://…@': it has no server"),
+        ("redis://cache?foo=bar", "invalid Redis URL 'redis://cache?…': unknown option 'foo'"),
+        ("kafka://cache?foo=bar", "invalid Kafka URL 'kafka://cache?…': unknown option 'foo'"),
     ],
 )
 def test_wrong_url_is_one_clear_line_without_the_password(capsys, command, url, message):

@@ -215,7 +215,7 @@ async def test_each_change_is_one_log_record_with_cause_time_and_counts(dependen
     records = caplog.records
     assert [record.levelname for record in records] == ["INFO", "WARNING"]
     assert records[0].getMessage() == "redis is UP (unknown for 1.00 s)"
-    assert records[1].getMessage() == "redis is DOWN: silent (up for 3.01 s; 2 calls failed)"
+    assert records[1].getMessage() == "redis is DOWN: silent (up for 3.01 s; 2 failures reported)"
     assert records[1].name == "resilient_io.health"
     assert (records[1].dependency, records[1].state, records[1].cause) == (
         "redis",

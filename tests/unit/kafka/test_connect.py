@@ -33,12 +33,21 @@ def test_target_accepts_addresses_in_every_form_that_aiokafka_accepts(servers, b
 
 @pytest.mark.parametrize(
     "servers",
-    ["", [], "a:b", "a:0", "a:99999", ":9092", "kafka://a:1", "me:secret-word@a:1", None, [1]],
+    [
+        *("", [], "a:b", "a:0", "a:99999", "a:1:2", ":9092", None, [1]),
+        *("kafka://a:1", "me:secret-word@a:1", "kafka://me:secret-word"),
+    ],
 )
 def test_target_refuses_invalid_addresses_without_showing_a_secret(servers):
     with pytest.raises(ConfigurationError, match="kafka-1:9092") as caught:
         KafkaTarget(servers)
     assert "secret-word" not in str(caught.value)
+
+
+def test_a_url_instead_of_addresses_is_quoted_with_what_to_use():
+    with pytest.raises(ConfigurationError) as caught:
+        KafkaTarget("kafka://me:secret-word@a:1")
+    assert "such as 'kafka://…@a:1': pass a URL with kafka:// to from_url()" in str(caught.value)
 
 
 def test_brokers_seen_precede_the_bootstrap_servers_and_survive_empty_metadata():

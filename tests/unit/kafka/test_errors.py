@@ -162,6 +162,13 @@ def test_timeout_with_tls_hints_at_the_port():
         ),
         (driver.KafkaConnectionError("the broker closed it"), "the broker closed it"),
         (driver.SaslAuthenticationFailed("bad login"), "SaslAuthenticationFailed: bad login"),
+        (
+            driver.IllegalSaslStateError("<AIOKafkaConnection host=a port=1>"),
+            (
+                "IllegalSaslStateError: the listener has no login: use "
+                'security_protocol="PLAINTEXT" or "SSL", or the port of a listener with SASL'
+            ),
+        ),
         (driver.UnknownError(), "UnknownError"),
         (TokenFailed("the OAuth token provider raised X"), "the OAuth token provider raised X"),
         (TimeoutError(), "timed out"),

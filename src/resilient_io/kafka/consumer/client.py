@@ -336,7 +336,7 @@ class ResilientKafkaConsumer:
             requires=requires,
             limits=limits,
             group=self._subscription.group or "",
-            topics=self._subscription.topics,
+            reads=self._subscription.reads,
         )
         if self._subscription.group is None:
             raise ConfigurationError(

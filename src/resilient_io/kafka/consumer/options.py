@@ -114,6 +114,7 @@ _SESSION_TIMEOUT_MS = 10_000
 _FETCH_MAX_WAIT_MS = 500
 
 _MILLISECONDS = (
+    "heartbeat_interval_ms",
     "max_poll_interval_ms",
     "session_timeout_ms",
     "rebalance_timeout_ms",
@@ -134,6 +135,12 @@ def split_consumer_options(options: Mapping[str, Any]) -> Options:
     for name, choices in _CHOICES.items():
         if name in split.own:
             check_choice(name, split.own[name], choices)
+    session = split.own.get("session_timeout_ms", _SESSION_TIMEOUT_MS)
+    if split.own.get("heartbeat_interval_ms", 0) >= session:
+        raise ConfigurationError(
+            f"heartbeat_interval_ms={split.own['heartbeat_interval_ms']} is not shorter than "
+            f"session_timeout_ms={session}: use at most a third of it, {session // 3}"
+        )
     _check_assignors(split.own.get("partition_assignment_strategy", ()))
     return split
 

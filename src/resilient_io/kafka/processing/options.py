@@ -45,7 +45,7 @@ OnFailure: TypeAlias = "Verdict | Callable[[Failure], object]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a record was given up, passed to the application's `on_failure`.
+    """Why handling a record has failed, as passed to the application's `on_failure`.
 
     Attributes:
         record: The record. If it could not be deserialized, `record.error` is the reason and
@@ -191,6 +191,10 @@ class RunPlan:
     limits: RunLimits
 
 
+def _reads_no_topic(_topic: str) -> bool:
+    return False
+
+
 def plan_run(
     handler: Callable[[Any], Awaitable[object]],
     *,
@@ -205,11 +209,11 @@ def plan_run(
     requires: Sequence[Dependency] = (),
     limits: RunLimits | None = None,
     group: str = "",
-    topics: Sequence[str] = (),
+    reads: Callable[[str], bool] = _reads_no_topic,
 ) -> RunPlan:
     """Return the arguments of `run`, each of them and their combination checked.
 
-    `group` and `topics` are those of the consumer.
+    `group` is that of the consumer, and `reads` returns whether it reads a topic.
     """
     _check_handler(handler, "records" if batch_size is not None else "record")
     check_choice("order", order, get_args(Order))
@@ -220,6 +224,12 @@ def plan_run(
         dead_letter = DeadLetter(topic=dead_letter)
     if dead_letter is not None:
         check_type("dead_letter", dead_letter, DeadLetter, use='dead_letter="orders.dead"')
+        if reads(dead_letter.topic):
+            raise ConfigurationError(
+                f"{dead_letter.topic!r} is both a topic of this consumer and the dead-letter "
+                f"topic: its dead letters would be handled again and again; use another topic, "
+                f"which pattern= does not match either"
+            )
     if handler_policy is not None:
         check_type("handler_policy", handler_policy, HandlerPolicy, use="HandlerPolicy(attempts=3)")
     if limits is not None:
@@ -236,7 +246,7 @@ def plan_run(
     checked_topics = check_retry_topics(
         retry_topics,
         group=group,
-        subscribed=topics,
+        reads=reads,
         dead_letter=None if dead_letter is None else dead_letter.topic,
     )
     return RunPlan(

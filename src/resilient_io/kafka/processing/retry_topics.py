@@ -141,7 +141,7 @@ class RetryTopics:
 
 
 def check_retry_topics(
-    given: object, *, group: str, subscribed: Iterable[str], dead_letter: str | None
+    given: object, *, group: str, reads: Callable[[str], bool], dead_letter: str | None
 ) -> RetryTopics:
     """Return the retry topics of `run`, checked."""
     hint = 'use for example retry_topics=["orders.retry.1m", "orders.retry.10m"]'
@@ -163,10 +163,10 @@ def check_retry_topics(
             )
         checked.append(topic)
     for name in topics:
-        if name in subscribed:
+        if reads(name):
             raise ConfigurationError(
                 f"{name!r} is both a topic of this consumer and a retry topic: leave it out of the "
-                f"topics, run() reads the retry topics by itself"
+                f"topics and of what pattern= matches; run() adds the retry topics"
             )
         if name == dead_letter:
             raise ConfigurationError(

@@ -202,8 +202,9 @@ def complete_batch(
 ) -> None:
     """Report to the callers that a batch was written, and where.
 
-    If `answers` is given, the results of single records are added to it instead, and the caller
-    must deliver them.
+    If `answers` is given, the results that a task waits for are added to it instead, and the caller
+    must deliver them. By then all others are set, so that a task that waits for one record after
+    the other continues once, and not for each record.
     """
     errors.delivered += batch.count
     batch.settle()
@@ -245,14 +246,11 @@ def _confirm(
     )
     # `RecordMetadata(...)` would call a Python function for each record.
     new, cls = tuple.__new__, RecordMetadata
-    if answers is not None:
-        answers += [
-            (record[0], new(cls, values)) for record, values in zip(records, fields, strict=False)
-        ]
-        return
     for record, values in zip(records, fields, strict=False):
         future = record[0]
-        if not future.done():
+        if answers is not None and future._callbacks:
+            answers.append((future, new(cls, values)))
+        elif not future.done():
             future.set_result(new(cls, values))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from asyncio import get_running_loop
+from _thread import get_ident
+from asyncio import Future, get_running_loop
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaProducer
@@ -200,7 +201,7 @@ class ResilientKafkaProducer:
         accepted = accept(
             topic, value, key, partition, timestamp_ms, headers, self._delivery_timeout, "send"
         )
-        return accepted if isinstance(accepted, asyncio.Future) else await accepted
+        return accepted if isinstance(accepted, Future) else await accepted
 
     async def send_and_wait(  # noqa: PLR0917 (aiokafka's signature)
         self,
@@ -233,7 +234,7 @@ class ResilientKafkaProducer:
             topic, value, key, partition, timestamp_ms, headers, self._call_timeout, "send_and_wait"
         )
         try:
-            return await (accepted if isinstance(accepted, asyncio.Future) else await accepted)
+            return await (accepted if isinstance(accepted, Future) else await accepted)
         except ResilientIOError as error:
             error.operation = "send_and_wait"  # only this call has the future
             raise
@@ -251,7 +252,11 @@ class ResilientKafkaProducer:
     ) -> asyncio.Future[RecordMetadata] | Coroutine[Any, Any, asyncio.Future[RecordMetadata]]:
         """Accept a record; return its future, or a coroutine that returns it."""
         core = self._core
-        if core is None or core.binding.loop is not get_running_loop():
+        if (
+            core is None
+            or (binding := core.binding).thread != get_ident()
+            or not binding.is_running()
+        ):
             core = self._start(operation)
         if self._transactional:
             core.transaction.check()

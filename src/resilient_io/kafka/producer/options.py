@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from aiokafka import codec
 
 from resilient_io.errors import ConfigurationError
-from resilient_io.validation import check_count, check_number, check_seconds
+from resilient_io.validation import check_count, check_name, check_number, check_seconds
 
 from ..options import ClientOptions
 
@@ -31,6 +31,7 @@ REPLACED_OPTIONS: Final = {
 """Options of aiokafka that cannot be passed, and what to use instead."""
 
 _ACKS_ALL = ("all", -1)
+_ACKS = (*_ACKS_ALL, 1, 0)
 _COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
 _LIBRARY_CHECKS = {"snappy": codec.has_snappy, "lz4": codec.has_lz4, "zstd": codec.has_zstd}
 
@@ -49,6 +50,10 @@ def complete_options(given: dict[str, Any]) -> dict[str, Any]:
     check_count("max_request_size", options["max_request_size"])
     idempotent = options.setdefault("enable_idempotence", options.get("acks", "all") in _ACKS_ALL)
     acks = options.setdefault("acks", "all")
+    if acks not in _ACKS or isinstance(acks, bool):
+        raise ConfigurationError(f'acks={acks!r} is unknown: use acks="all", acks=1 or acks=0')
+    if options.get("transactional_id") is not None:
+        check_name("transactional_id", options["transactional_id"], example="orders-0")
     if idempotent and acks not in _ACKS_ALL:
         raise ConfigurationError(
             f'enable_idempotence=True needs acks="all", not acks={acks!r}; leave one of them out'

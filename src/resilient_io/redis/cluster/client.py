@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import hiredis
 import redis.asyncio as driver
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -24,10 +25,11 @@ from resilient_io.binding import SYSTEM_RANDOM
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import ClientDependency, HealthSettings
-from resilient_io.text import format_address, redact_credentials
+from resilient_io.text import format_address, quote_url, redact_credentials
 from resilient_io.validation import check_name, check_number, check_seconds
 
 from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
+from ..callbacks import shorten_for_ok
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
 from ..errors import RouteRefused
@@ -37,6 +39,7 @@ from ..instrumentation import operation_of, traced
 from ..lock import ResilientLock
 from ..options import (
     ConnectionSettings,
+    check_address,
     check_conflicts,
     check_types,
     explain_options,
@@ -47,6 +50,7 @@ from ..options import (
 from ..replicas import DEFAULT_MAX_LAG
 from ..response_queue import LARGE
 from ..scripts import ScriptBodies
+from ..sentinel_options import is_sentinel_url
 from .call import ClusterCall, TableCall
 from .driver_nodes import DriverNodes
 from .keys import KeySlots, merge_replies, node_flag, replica_may_answer
@@ -62,7 +66,6 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-    from redis.asyncio.cluster import ClusterNode
     from redis.asyncio.lock import Lock
     from redis.typing import KeyT
 
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from ..attempt import Call
     from ..commands import CommandSpec
     from ..instrumentation import Tracing
+    from ..large_values import Packed
     from ..stats import RedisStats
     from .nodes import Member
     from .slots import Node
@@ -84,6 +88,27 @@ _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
 _RETRY_OPTIONS = ("retry", "retry_on_error", "retry_on_timeout")
 _DRIVER_OPTIONS = ("driver_info", "lib_name", "lib_version")
+_NODES = "use startup_nodes=[redis.asyncio.cluster.ClusterNode('localhost', 6379)]"
+
+
+def _check_nodes(host: object, port: object, startup_nodes: object) -> None:
+    check_address({"host": host, "port": port})
+    if not host and not startup_nodes:
+        raise ConfigurationError(
+            "no node given: use ResilientRedisCluster.from_url('redis://localhost:6379'), host= "
+            "and port=, or startup_nodes=[ClusterNode('localhost', 6379)] for several nodes"
+        )
+    if startup_nodes is not None and not isinstance(startup_nodes, list | tuple):
+        raise TypeError(f"startup_nodes must be a list, not {_kind(startup_nodes)}: {_NODES}")
+    for node in startup_nodes or ():
+        if not isinstance(node, ClusterNode):
+            raise TypeError(
+                f"startup_nodes must contain ClusterNode objects, not {_kind(node)}: {_NODES}"
+            )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore[misc] # in redis-py
@@ -173,6 +198,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
                 f"db={given['db']!r} does not exist in a cluster, which has only database 0: omit "
                 f"it, and use a prefix for keys instead"
             )
+        _check_nodes(host, port, startup_nodes)
         # Its handler would refer to this client, and reconnect healthy nodes.
         given["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
         with explain_options():
@@ -183,6 +209,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
                 retry=Retry(NoBackoff(), 0),
                 **given,
             )
+        self.response_callbacks["SET"] = shorten_for_ok(self.response_callbacks["SET"])
         self._reopen = reopen
         self._policy = policy
         self._deliberate = False  # whether the policy was chosen for the call, as in a view
@@ -238,6 +265,11 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             ConfigurationError: The URL or an option is invalid.
         """
         pool_from_url(url, {})  # which explains an invalid URL, without its password
+        if is_sentinel_url(url):
+            raise ConfigurationError(
+                f"{quote_url(url)} names Sentinels, which a cluster does not have: use "
+                f"ResilientRedis.from_url(...), or redis://host:port of one node of the cluster"
+            )
         settings: dict[str, Any] = dict(parse_url(url))
         if "path" in settings:
             raise ConfigurationError(
@@ -297,7 +329,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             try:
                 data = _pack(args)
             except TypeError:
-                data = self._packer.pack(spec.words, args)
+                data = bytes(self._packer.pack(spec.words, args))
             if len(data) > LARGE:
                 return await self._execute(args, options)
         if not options or (len(options) == 1 and "keys" in options):
@@ -324,7 +356,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         return await reply if hasattr(reply, "__await__") else reply
 
     def _call_after(
-        self, reply: Exception, member: Member, command: Command, data: bytes, slot: int
+        self, reply: Exception, member: Member, command: Command, data: Packed, slot: int
     ) -> ClusterCall:
         """Return the call that continues after an unusual reply to what the hot path has sent."""
         if type(reply) is AskError:  # not MOVED, which is a subclass
@@ -380,7 +412,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         self, command: Command, *, slot: int | None, member: Member | None = None
     ) -> Any:
         """Execute a command on one node."""
-        data = b""
+        data: Packed = b""
         if command.spec.route is not Route.EXCLUSIVE:
             data = self._packer.pack(command.spec.words, command.args)
         call = self._cluster_call(command, data, slot=slot, member=member)
@@ -443,7 +475,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
     def _cluster_call(
         self,
         command: Command,
-        data: bytes,
+        data: Packed,
         *,
         slot: int | None,
         member: Member | None = None,
@@ -469,7 +501,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         )
 
     def _multiplexed_call_to(
-        self, command: Command, data: bytes, slot: int | None, member: Member, asking: bool
+        self, command: Command, data: Packed, slot: int | None, member: Member, asking: bool
     ) -> MultiplexedCall:
         return self._multiplexed_call(member, command, data, slot=slot, asking=asking)
 
@@ -477,7 +509,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         self,
         member: Any,
         command: Command,
-        data: bytes,
+        data: Packed,
         *,
         slot: int | None,
         asking: bool = False,

@@ -301,7 +301,7 @@ async def test_a_group_reads_its_own_records_only_and_from_the_beginning(
             runs.append(running(consumer, handler, retry_topics=topics, on_failure="skip"))
             await runs[-1].until(lambda consumer=consumer: len(consumer.assignment()) == 6)
             for partition in consumer.assignment():
-                await consumer.position(partition)
+                await consumer.position(partition, SOON)
         await produce(shared_kafka, name, range(20))
         for run, consumer in zip(runs, consumers.values(), strict=True):
             await run.until(lambda consumer=consumer: consumer.run_stats().skipped == 12)

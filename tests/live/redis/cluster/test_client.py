@@ -48,6 +48,34 @@ class RotatingProvider(StreamingCredentialProvider):
         await self._listener(SimpleToken(password, 0, 0, {"oid": "default"}))
 
 
+class CountingTransport:
+    """A transport that counts the writes."""
+
+    def __init__(self, transport):
+        self._transport = transport
+        self.writes = 0
+
+    def write(self, data):
+        """Pass data on."""
+        self.writes += 1
+        self._transport.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+async def test_calls_of_a_tick_reach_each_node_in_one_write(client):
+    """The other nodes work meanwhile, so a node need not get a part of them earlier."""
+    keys = [f"key{number}" for number in range(60)]
+    await asyncio.gather(*map(client.get, keys))
+    connections = [member.hot.fast for member in client._router.slots]
+    counting = [CountingTransport(connection.transport) for connection in connections]
+    for connection, transport in zip(connections, counting, strict=True):
+        connection.transport = transport
+    await asyncio.gather(*(client.get(key) for key in keys * 10))
+    assert [transport.writes for transport in counting] == [1, 1, 1]
+
+
 async def test_client_is_a_cluster_client_of_redis_py(client):
     assert isinstance(client, redis_py.RedisCluster)
     assert resilient_io.ResilientRedisCluster is ResilientRedisCluster

@@ -59,6 +59,18 @@ class Transitions:
     def count(self, state: State) -> int:
         return self.states.count(state)
 
+    async def until_recovered(self, *, within: float) -> None:
+        """Wait for UP after one outage.
+
+        Before UP, the client may be DEGRADED: of its connections, some come back later than others.
+        """
+        async with asyncio.timeout(within):
+            while self.states[-1:] != [State.UP]:
+                self._new.clear()
+                await self._new.wait()
+        assert self.states[0] is State.DOWN, self.states
+        assert self.count(State.DOWN) == 1, self.states
+
     async def until(self, state: State, *, within: float) -> float:
         """Wait for the next transition to `state`. Return the time of its callback."""
         seen = len(self.changes)

@@ -146,8 +146,6 @@ async def test_a_popped_element_that_waits_in_the_socket_survives_a_stall(
 
 _STOPPED = """
 import asyncio
-import signal
-import sys
 import sys
 from resilient_io import RetryPolicy
 from resilient_io.redis import ResilientRedis

@@ -26,7 +26,11 @@ INVALID = [
     ({"partitions": [("t", 0)], "group_id": "g"}, "fixed partitions are read without a group"),
     ({"topics": ("t",), "group_id": ""}, "group_id='' must be a non-empty string"),
     ({"topics": ("t",), "name": ""}, "name='' must be a non-empty string"),
-    ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be set: leave"),
+    (
+        {"topics": ("t",), "session_timeout_ms": 6000, "heartbeat_interval_ms": 6000},
+        "is not shorter than session_timeout_ms=6000: use at most a third of it, 2000",
+    ),
+    ({"topics": ("t",), "enable_auto_commit": True}, "enable_auto_commit= cannot be set; leave"),
     ({"topics": ("t",), "auto_commit_interval_ms": 5}, "ConsumerSettings\\(commit_interval"),
     ({"topics": ("t",), "max_poll_records": 5}, "ConsumerSettings\\(fetch_records"),
     ({"topics": ("t",), "auto_offset_rest": "earliest"}, "did you mean auto_offset_reset="),
@@ -161,6 +165,15 @@ async def test_methods_refuse_invalid_arguments():
         await consumer.run(asyncio.sleep, concurrency=0)
     with pytest.raises(TypeError, match="must be a coroutine function, not a plain function"):
         await consumer.run(print)
+    await consumer.aclose()
+
+
+async def test_run_refuses_topics_of_its_own_that_the_pattern_matches():
+    consumer = ResilientKafkaConsumer(pattern=r"orders", group_id="billing")
+    with pytest.raises(ConfigurationError, match=r"'orders\.dead' is both a topic"):
+        await consumer.run(asyncio.sleep, dead_letter="orders.dead")
+    with pytest.raises(ConfigurationError, match=r"'orders\.retry\.1m' is both"):
+        await consumer.run(asyncio.sleep, dead_letter="dead", retry_topics=["orders.retry.1m"])
     await consumer.aclose()
 
 

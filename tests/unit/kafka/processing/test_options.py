@@ -42,6 +42,10 @@ class Handler:
         ({"concurrency": 2.5}, "concurrency=2.5 must be an integer"),
         ({"batch_size": 0}, "batch_size=0 must be"),
         ({"dead_letter": ""}, r'must be a non-empty string, for example topic="orders\.dead"'),
+        (
+            {"dead_letter": "a", "reads": {"a"}.__contains__},
+            "'a' is both a topic of this consumer and the dead",
+        ),
         ({"on_failure": "dead_letter"}, 'needs a topic: pass dead_letter="orders.dead" too'),
         (
             {"on_outcome_unknown": "dead_letter"},

@@ -64,6 +64,14 @@ async def test_a_sent_record_becomes_unknown_and_its_queue_waits_for_the_answer(
         assert producer.supervisor.errors == []
 
 
+async def test_a_batch_is_complete_before_a_task_that_waits_for_one_record_continues(components):
+    """Otherwise a task that waits for all of them in turn would continue for each."""
+    async with components() as producer:
+        futures = [await producer.send(b"%d" % n) for n in range(5)]
+        await futures[0]
+        assert [future.done() and future.result().offset for future in futures] == [0, 1, 2, 3, 4]
+
+
 async def test_cancelled_records_are_never_sent(components):
     async with components() as producer:
         futures = [await producer.send(b"%d" % n) for n in range(5)]

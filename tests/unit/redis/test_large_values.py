@@ -2,14 +2,17 @@
 
 import os
 import random
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
 from redis._parsers import Encoder
 from redis.exceptions import InvalidResponse, ResponseError
 
+from resilient_io.redis.attempt import Packer
+from resilient_io.redis.commands import SPECS
 from resilient_io.redis.connection import PendingRequest
-from resilient_io.redis.large_replies import LargeReplies
+from resilient_io.redis.large_values import LargeReplies, LargeValueReader, PackedParts
 from resilient_io.redis.response_queue import LARGE, ResponseQueue
 
 
@@ -53,7 +56,7 @@ def in_step(queue):
     (first,) = expect(queue, Waiter())
     queue.feed(b"+PONG\r\n")
     assert first.reply == b"PONG"
-    assert queue._large_replies.in_step
+    assert queue.large_replies.in_step
 
 
 @pytest.mark.parametrize("size", [7, 1400, 4096, 60_000, 65_536, 262_144, 10**7])
@@ -104,7 +107,7 @@ async def test_value_within_an_array_is_left_to_the_parser(queue):
     for begin in range(0, len(stream), 100_000):
         queue.feed(stream[begin : begin + 100_000])
     assert [each.reply for each in requests] == [[value, value], value, [b"x"], b"OK"]
-    assert queue._large_replies.in_step  # nothing is expected, so the next byte begins a reply
+    assert queue.large_replies.in_step  # nothing is expected, so the next byte begins a reply
 
 
 async def test_array_between_two_reads_is_not_mistaken_for_its_elements(queue):
@@ -176,7 +179,7 @@ async def test_lost_connection_frees_the_parts(queue):
     lost = ConnectionResetError()
     queue.fail_all(lost)
     assert request.reply is lost
-    assert queue._large_replies.received == 0
+    assert queue.large_replies.received == 0
 
 
 async def test_push_messages_keep_it_from_looking_for_large_values():
@@ -184,7 +187,7 @@ async def test_push_messages_keep_it_from_looking_for_large_values():
     (first,) = expect(queue, Waiter())
     queue.feed(b"+PONG\r\n")
     assert first.reply == b"PONG"
-    assert not queue._large_replies.in_step
+    assert not queue.large_replies.in_step
 
 
 def test_reads_of_any_size_yield_the_same_pieces():
@@ -210,3 +213,89 @@ def test_reads_of_any_size_yield_the_same_pieces():
         assert large.in_step
         assert not large.pending
         assert all(len(each) >= 100 for each in found)
+
+
+async def test_bytes_written_into_the_room_are_not_copied_again(queue):
+    in_step(queue)
+    value = os.urandom(400_000)
+    (request,) = expect(queue, Waiter())
+    stream = memoryview(bulk(value))
+    tracemalloc.start()
+    queue.feed(bytes(stream[:100_000]))
+    large = queue.large_replies
+    taken = SimpleNamespace(transport=SimpleNamespace(protocol=None))
+    taken.transport.set_protocol = lambda protocol: setattr(taken.transport, "protocol", protocol)
+    reader = LargeValueReader(taken, large, queue.fill)
+    position = 100_000
+    while large.room is not None:
+        buffer = reader.get_buffer(-1)
+        part = stream[position : position + min(len(buffer), 70_000)]
+        buffer[: len(part)] = part
+        position += len(part)
+        assert taken.transport.protocol is None
+        reader.buffer_updated(len(part))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000 + 1.1 * len(value)
+    assert taken.transport.protocol is taken  # reads again itself
+    assert position == len(stream)
+    assert request.reply == value
+    assert not large.pending
+    assert queue.partial == 0
+
+
+async def test_value_is_complete_although_its_memory_is_still_in_use(queue):
+    in_step(queue)
+    value = b"v" * 100_000
+    (request,) = expect(queue, Waiter())
+    queue.feed(bulk(value)[:50_000])
+    held = queue.large_replies._value.getbuffer()
+    queue.feed(bulk(value)[50_000:])
+    assert request.reply == value
+    held.release()
+
+
+@pytest.mark.parametrize("size", [b"9" * 15, b"9" * 25])
+async def test_value_that_no_memory_could_hold_is_a_protocol_error(queue, size):
+    in_step(queue)
+    expect(queue, Waiter())
+    with pytest.raises(InvalidResponse, match="too long"):
+        queue.feed(b"$" + size + b"\r\n" + b"v" * 2000)
+
+
+def test_large_values_are_sent_as_they_are():
+    small, large, wide = b"s" * 1000, b"l" * 100_000, "é" * 100_000
+    packer = Packer(Encoder("utf-8", "strict", False))  # type: ignore[no-untyped-call]
+    args = ("MSET", "a", small, "b", large, "c", wide, "d", 7)
+    packed = packer.pack((b"MSET",), args)
+    assert isinstance(packed, PackedParts)
+    assert any(part is large for part in packed.parts)
+    assert len(packed.parts) == 5
+    wanted = [b"MSET", b"a", small, b"b", large, b"c", wide.encode(), b"d", b"7"]
+    assert bytes(packed) == b"*9\r\n" + b"".join(map(bulk, wanted))
+    assert len(packed) == len(bytes(packed))
+    assert bytes(b"before" + packed + b"after") == b"before" + bytes(packed) + b"after"
+    assert packer.pack_all([SPECS["MSET"]], [args]) == [bytes(packed)]
+
+
+async def test_push_messages_and_errors_among_the_replies_to_a_batch():
+    queue = make_queue(decode=True)
+    pushed: list[object] = []
+    queue.listen(pushed.append)
+    batch, other = expect(queue, Waiter(5), Waiter())
+    stream = b"+1\r\n>1\r\n+first\r\n$1\r\n\xff\r\n-ERR no\r\n+4\r\n>1\r\n+second\r\n:5\r\n+OK\r\n"
+    for begin in range(0, len(stream), 30):
+        queue.feed(stream[begin : begin + 30])
+    assert [type(reply) for reply in batch.reply] == [
+        str, UnicodeDecodeError, ResponseError, str, int,
+    ]  # fmt: skip
+    assert pushed == [["first"], ["second"]]
+    assert other.reply == "OK"
+
+
+async def test_replies_to_a_batch_before_garbage_are_kept(queue):
+    (batch,) = expect(queue, Waiter(4))
+    with pytest.raises(InvalidResponse):
+        queue.feed(b"+1\r\n>1\r\n+pushed\r\n+2\r\nrubbish\r\n")
+    assert batch.replies == [b"1", b"2"]
+    assert len(queue.waiting) == 2
