@@ -19,6 +19,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import redis.asyncio
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,14 @@ def pages_of_python(*, kafka):
     return [
         page for page in pages_with("python") if (BROKER in page.values[0].read_text()) is kafka
     ]
+
+
+@pytest.fixture(autouse=True)
+def classes_of_redis_py(monkeypatch):
+    """Restore the classes that a page replaces."""
+    for module in (redis.asyncio, redis.asyncio.client):
+        for name in ("Redis", "StrictRedis"):
+            monkeypatch.setattr(module, name, getattr(module, name))
 
 
 @pytest.mark.parametrize("page", pages_of_python(kafka=False))

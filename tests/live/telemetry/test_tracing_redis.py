@@ -45,7 +45,7 @@ def spans():
 
 @pytest.fixture
 async def redis(shared_redis, spans):
-    client = ResilientRedis.from_url(f"{shared_redis.url}/3")
+    client = ResilientRedis(host="127.0.0.1", port=shared_redis.port, db=3)
     trace(client, tracer_provider=spans.provider)
     async with client:
         yield client
