@@ -11,7 +11,7 @@ kafka = @scripts/fetch_kafka.sh --if-possible
 processes = -n 3 --dist worksteal
 # What can depend on the version of Python: unit and wire tests, and tests marked `versions`.
 versions = tests/unit tests/wire tests/live/lifecycle \
-	$$(grep -rlE "cancel_everywhere|mark\.versions" tests/live)
+	$$(grep -rlE --include="*.py" "cancel_everywhere|mark\.versions" tests/live)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-versions soak containers simulate coverage bench bench-link \

@@ -274,7 +274,7 @@ import os
 from resilient_io.testing.process import free_ports
 free_ports(1)  # before the fork: the child must choose among others
 child = os.fork()
-print(*free_ports(150), flush=True)
+os.write(1, " ".join(map(str, free_ports(150))).encode() + b"\\n")  # in one piece: both write
 os.read(0, 1)
 if child:
     os.waitpid(child, 0)
