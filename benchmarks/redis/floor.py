@@ -30,7 +30,7 @@ _LARGE = "large:"
 class _Connection(asyncio.Protocol):
     """Shares a connection among all callers."""
 
-    transport: asyncio.Transport
+    transport: Any  # not always an asyncio.Transport: uvloop has its own
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -40,7 +40,6 @@ class _Connection(asyncio.Protocol):
         self._queueing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
@@ -103,7 +102,7 @@ class _Batch:
 class _LargeConnection(asyncio.BufferedProtocol):
     """Serves one caller, whose values go to and from the kernel without a copy."""
 
-    transport: asyncio.Transport
+    transport: Any  # not always an asyncio.Transport: uvloop has its own
 
     def __init__(self) -> None:
         self._small = memoryview(bytearray(1024))
@@ -112,7 +111,6 @@ class _LargeConnection(asyncio.BufferedProtocol):
         self._future: asyncio.Future[Any]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def call(self, *words: Any) -> asyncio.Future[Any]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LARGEST_READ = 256 * 1024
 
+_HANDSHAKE = 512  # bytes that a handshake takes at most
+
 USER_TIMEOUT = 18  # socket.TCP_USER_TIMEOUT of Linux
 KEEPIDLE = 4  # socket.TCP_KEEPIDLE of Linux
 TCP_INFO = 11  # socket.TCP_INFO of Linux
@@ -176,6 +178,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         "_requests_waiting",
         "_reset_on_write",
         "_send_buffer",
+        "_sent",
         "_sent_at",
         "_socket",
         "_socket_closed",
@@ -239,6 +242,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         self._end_received = False
         self._error: OSError | None = None
         self._unacknowledged = 0
+        self._sent = 0  # bytes
         self._late_acknowledged = 0  # of these, the bytes that the server has
         self._socket_closed = False
         self._dead = False  # no packet leaves any more: it was reset or timed out
@@ -331,7 +335,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             if self._error is not None:
                 self._force_close(self._error)
                 return
-            room = self._send_buffer - self._unacknowledged
+            room = self._room()
             if len(data) <= room:
                 self._transmit_to_server(bytes(data))
                 return
@@ -438,6 +442,11 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             if not keep_open:
                 self.close()
 
+    def _room(self) -> int:
+        """Return how many bytes the kernel accepts. The handshake fits into any buffer."""
+        accepted = SEND_BUFFER if self._sent < _HANDSHAKE else self._send_buffer
+        return accepted - self._unacknowledged
+
     def _arm_writing(self) -> None:
         if self._buffer and not self._write_armed:
             self._write_armed = True
@@ -450,7 +459,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if self._error is not None:
             self._force_close(self._error)
             return
-        room = self._send_buffer - self._unacknowledged
+        room = self._room()
         if room <= 0:
             return
         self._transmit_to_server(bytes(self._buffer[:room]))
@@ -506,6 +515,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         if not self._unacknowledged:
             self._first_unacknowledged = now
         self._unacknowledged += size
+        self._sent += size
         self._sent_at = now
         if size > 1 and self._random() < self._split:
             middle = 1 + int(self._random() * (size - 1))
