@@ -388,12 +388,14 @@ class _Drawer:
             "stall": rng.choice([0.0, 0.01, 0.05]),
             "kernel": rng.random() < 0.5,
         }
-        if rng.random() < 0.2 and not self._sends_large():
+        if rng.random() < 0.2 and not self._needs_room():
             values["send_buffer"] = rng.choice([60, 60, 300])
         return NetworkSettings(**values | dict(self.theme.network))
 
-    def _sends_large(self) -> bool:
-        return self.theme.large > 0 or any("large" in kind for kind in self._kinds)
+    def _needs_room(self) -> bool:
+        """Return whether large values are sent, or locks are held whose time passes meanwhile."""
+        kinds = ("large", "lock")
+        return self.theme.large > 0 or any(each in kind for each in kinds for kind in self._kinds)
 
     def server(self) -> dict[str, Any]:
         rng = self.rng
