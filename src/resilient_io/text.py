@@ -31,20 +31,10 @@ _QUOTED_ARGUMENTS: Final = re.compile(
 )
 """Arguments that a server quotes in an error. Those of HELLO and AUTH include the password."""
 
-_SCHEMES: Final = frozenset(
-    (
-        *(
-            "redis",
-            "rediss",
-            "unix",
-            "redis+sentinel",
-            "rediss+sentinel",
-            "redis-sentinel",
-            "sentinel",
-        ),
-        *("valkey", "valkeys", "kafka", "kafkas", "http", "https", "tcp", "tls"),
-    )
-)
+_SCHEMES: Final = frozenset({
+    "redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis-sentinel", "sentinel",
+    "valkey", "valkeys", "kafka", "kafkas", "http", "https", "tcp", "tls",
+})  # fmt: skip
 """Schemes that an error may quote: an unknown one may be a part of a password."""
 
 _HOST: Final = r"(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5}(?!\d))?"
