@@ -164,7 +164,7 @@ class _Drawer:
     ) -> tuple[Caller, ...]:
         """Return callers that close a client soon after a fault, as who gives up would."""
         rng = self.rng
-        if "close" not in self._kinds or not faults or rng.random() < 0.5 or self.theme.pooled:
+        if "close" not in self._kinds or not faults or rng.random() < 0.5:
             return ()
         fault = rng.choice(faults)
         calls = []

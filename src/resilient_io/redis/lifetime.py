@@ -100,8 +100,8 @@ class Lifetime:
         try:
             if self.closing is not None:
                 await asyncio.wait([self.closing])
-            while self._reopening[0] is not place:  # noqa: ASYNC110 - earlier calls are about to go on
-                await asyncio.sleep(0)
+            while self._closes == closes and self._reopening[0] is not place:  # noqa: ASYNC110
+                await asyncio.sleep(0)  # earlier calls are about to go on
         finally:
             self._reopening.remove(place)
         if self._closes != closes:

@@ -23,7 +23,6 @@ from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.link import PathMonitor
-from resilient_io.retry import Backoff
 from resilient_io.tasks import Signal, describe_task_end, log_task_death
 
 from .connect import connect
@@ -40,6 +39,7 @@ from .failover import Failover
 from .first_connection import FirstConnection
 from .session import BoundState
 from .standby import DelayedReplies, choose_for_large
+from .turns import ConnectBackoff
 from .waiting import Barrier, ConnectFailures, WaitingRequests
 
 if TYPE_CHECKING:
@@ -58,11 +58,6 @@ if TYPE_CHECKING:
     from .large_values import Packed
     from .options import ConnectionSettings
     from .session import SessionSettings
-
-_BACKOFF = 0.1
-_BACKOFF_FLOOR = 0.01
-_BACKOFF_CAP = 1.0
-_PERMANENT_CAP = 10.0
 
 _LATELY = 1.0
 """Seconds after a connection was full in which calls that ran out of time have waited for room."""
@@ -110,6 +105,7 @@ class Reconnector:
         self._session = session
         self._opened = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._backoffs: list[ConnectBackoff] = []  # of the slots
         self._died: str | None = None
         self._fences = list(unfenced)
         self._unfenced: list[DeadConnection] = []  # those that were left at the close
@@ -137,11 +133,15 @@ class Reconnector:
     def start(self, slots: int) -> None:
         """Open that many connections."""
         for slot in range(slots):
+            self._backoffs.append(ConnectBackoff(self._rng))
             self.fill(slot)
 
-    def fill(self, slot: int) -> None:
-        """Open the connection of a slot, in a task that ends then, because a task takes 2 KB."""
-        self._start_task(self._fill(slot), f"connection {slot}")
+    def fill(self, slot: int, *, lived: float = math.inf) -> None:
+        """Open the connection of a slot, in a task that ends then, because a task takes 2 KB.
+
+        The former one was lost after it had `lived` for so many seconds.
+        """
+        self._start_task(self._fill(slot, lived), f"connection {slot}")
 
     def hurry(self) -> None:
         """End the backoff of connect attempts: a probe succeeded."""
@@ -202,8 +202,9 @@ class Reconnector:
 
     # -- one connection --------------------------------------------------------------------
 
-    async def _fill(self, slot: int) -> None:
-        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
+    async def _fill(self, slot: int, lived: float) -> None:
+        backoff = self._backoffs[slot]
+        await backoff.pause_after_loss(lived, self._worthwhile)
         while not self._closing:
             await self._multiplexer.failover.until_over()
             attempt = asyncio.timeout(None)
@@ -218,7 +219,9 @@ class Reconnector:
                     continue  # that server was left meanwhile
                 failure = self._target.failure(error)
                 self._multiplexer.connect_failed(slot, failure)
-                await self._back_off(backoff, permanent=failure.permanent)
+                await backoff.pause(self._worthwhile, permanent=failure.permanent)
+                if self._health.state is State.DOWN:
+                    await self._until_up()
                 continue
             finally:
                 if attempt in self._connecting:
@@ -258,14 +261,6 @@ class Reconnector:
                 abort(connection)
         return multiplexed
 
-    async def _back_off(self, backoff: Backoff, *, permanent: bool) -> None:
-        pause = backoff.next(cap=_PERMANENT_CAP if permanent else None)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await self._worthwhile.wait()
-        if self._health.state is State.DOWN:
-            await self._until_up()
-
     async def _until_up(self) -> None:
         # Only probes contact a dependency that is down. There are none if the application closed it
         # although this client is open.
@@ -287,7 +282,7 @@ class Reconnector:
                 lost.settle(fenced=fenced)
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
-        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._rng, floor=_BACKOFF_FLOOR)
+        backoff = ConnectBackoff(self._rng)
         # If the survivor dies, too, the next connection fences both.
         while survivor.lost is None:
             try:
@@ -725,7 +720,8 @@ class Multiplexer:
     ) -> None:
         """Move the calls that were never written to the front of the queue, and fence the rest."""
         self._past = _add_traffic(self._past, connection)
-        self._drop(connection)
+        lived = math.inf if self.failover.in_progress else self.time() - connection.opened
+        self._drop(connection, lived=lived)
         self._waiting.put_back(unsent)
         if self.bound_state:
             self._lose_state()
@@ -807,13 +803,13 @@ class Multiplexer:
         why = "the connection that held the caller's state was lost"
         self._waiting.fail_all(Undeliverable(ConnectionFailure(Cause.RESET, why)))
 
-    def _drop(self, connection: MultiplexedConnection) -> None:
+    def _drop(self, connection: MultiplexedConnection, *, lived: float = math.inf) -> None:
         self._retiring = [other for other in self._retiring if other is not connection]
         if connection in self._slots:
             slot = self._slots.index(connection)
             self._slots[slot] = None
             if not self._closing:
-                self._reconnector.fill(slot)
+                self._reconnector.fill(slot, lived=lived)
 
     def _choose(self) -> None:
         self._stale = True

@@ -65,11 +65,11 @@ class Runtime:
     # A dictionary of so many attributes takes 1.6 KB.
     # fmt: off
     __slots__ = (
-        "__weakref__",
-        "_at_close", "_attachment", "_checks_use", "_companions", "_lifetime", "_monitor", "_probe",
-        "_reports", "_search", "_settings", "_subscription", "_template", "_unused_since",
-        "_use_check", "bound", "executor", "failover", "health", "locks", "multiplexer", "packer",
-        "policy", "pool", "rng", "scripts", "server", "session", "subscriptions", "target", "users",
+        "__weakref__", "_at_close", "_attachment", "_checks_use", "_closes_pool", "_companions",
+        "_lifetime", "_monitor", "_probe", "_reports", "_search", "_settings", "_subscription",
+        "_template", "_unused_since", "_use_check", "bound", "executor", "failover", "health",
+        "locks", "multiplexer", "packer", "policy", "pool", "rng", "scripts", "server", "session",
+        "subscriptions", "target", "users",
     )
     # fmt: on
 
@@ -113,6 +113,7 @@ class Runtime:
         self._attachment: Attachment | None = None
         self._subscription: Subscription[Dependency] | None = None
         self._at_close: list[Callable[[], Awaitable[None]]] = []
+        self._closes_pool = False  # whether a close has reached `_at_close`
         self.users = 0
         self._unused_since = 0.0
         self._checks_use = False  # whether a timer checks if it is still used
@@ -349,10 +350,14 @@ class Runtime:
             self._probe.turns.leave()
         await self.target.aclose()  # after the probe, which must not take this for a failure
         await self.health.release()
-        while self._at_close:
-            await self._at_close.pop()()
-        self._probe = self._attachment = self._subscription = None
-        self._lifetime.end()
+        self._closes_pool = True
+        try:
+            while self._at_close:
+                await self._at_close.pop()()
+        finally:
+            self._closes_pool = False
+            self._probe = self._attachment = self._subscription = None
+            self._lifetime.end()
 
     def note_fork(self) -> None:
         """Accept no more calls in a forked process: the parent uses the connections."""
@@ -388,10 +393,14 @@ class Runtime:
 
         self._call_soon(close)
 
-    async def close_with_pool(self) -> None:
-        """Close with the pool, unless the client does both or they are in use in another loop."""
-        if self._lifetime.closing is None and self.running and self.usable_here:
-            await self.aclose(_nothing_else)
+    def close_with_pool(self) -> asyncio.Task[None] | None:
+        """Begin to close with the pool, and return the task that does so.
+
+        Return None if this runtime, being closed, closes the pool, or is in use in another loop.
+        """
+        if self._closes_pool or not (self.running and self.usable_here):
+            return None
+        return self._begin_close(_nothing_else)
 
     def _close_if_unused(self) -> None:
         due = self._unused_since + _KEPT_UNUSED

@@ -53,10 +53,15 @@ class PoolRuntimes:
     def _disconnect_after(self, disconnect: Callable[..., Any]) -> Callable[..., Any]:
         async def disconnect_all(inuse_connections: bool = True) -> None:
             """Close the connections of the pool, and the shared ones of its clients."""
-            await disconnect(inuse_connections)
+            closings = []
             if inuse_connections:
-                closings = [each.close_with_pool() for _, each in self._known]
-                await asyncio.gather(*closings)
+                # Before the first await: calls from now on open their client again.
+                begun = [each.close_with_pool() for _, each in self._known]
+                closings = [each for each in begun if each is not None]
+            await disconnect(inuse_connections)
+            for closing in closings:
+                await asyncio.wait([closing])
+                closing.result()
 
         return disconnect_all
 

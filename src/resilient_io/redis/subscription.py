@@ -16,7 +16,6 @@ from redis.exceptions import MovedError, RedisError, ResponseError
 from resilient_io.deadlines import earlier
 from resilient_io.errors import Progress
 from resilient_io.health import Cause, LoopLag, State
-from resilient_io.retry import Backoff
 from resilient_io.tasks import Signal, describe_task_end, log_task_death
 
 from .attempt import AttemptFailed, Call, end_of_wait, expired_while_waiting, server_down
@@ -34,7 +33,7 @@ from .subscription_connection import (
     Request,
     SubscriptionConnection,
 )
-from .turns import ConnectTurn
+from .turns import ConnectBackoff, ConnectTurn
 
 if TYPE_CHECKING:
     import random
@@ -50,14 +49,6 @@ if TYPE_CHECKING:
 
     Missing: TypeAlias = tuple[ConnectionFailure, float]
     """Why messages may be missed, and the loop time since when."""
-
-_BACKOFF = 0.1
-_BACKOFF_FLOOR = 0.01
-_BACKOFF_CAP = 1.0
-_PERMANENT_CAP = 10.0
-
-_STABLE = 1.0
-"""Seconds after which the loss of a connection is not the fault of what it is used for."""
 
 _REFUSED_PAUSE = 0.25  # seconds after which a subscription is repeated that the server refused
 
@@ -299,7 +290,7 @@ class Subscription:
             lag.release()
 
     async def _keep_open(self, lag: LoopLag) -> None:
-        backoff = Backoff(_BACKOFF, _BACKOFF_CAP, self._owner.rng, floor=_BACKOFF_FLOOR)
+        backoff = ConnectBackoff(self._owner.rng)
         while True:
             while not (self.active or self.waiting):
                 await self.changed.wait()
@@ -316,7 +307,7 @@ class Subscription:
                     continue  # that server was left meanwhile
                 failure = owner.target.failure(error)
                 self._note_failure(failure)
-                await owner.back_off(backoff, permanent=failure.permanent)
+                await backoff.pause(owner.improved, permanent=failure.permanent)
                 continue
             except NotMultiplexable:
                 self.unsupported = True
@@ -327,10 +318,8 @@ class Subscription:
                     await self.changed.wait()
                 continue
             await asyncio.wait([self._use(connection)])
-            if self.loop.time() - connection.opened >= _STABLE:
-                backoff.reset()
-            else:
-                await owner.back_off(backoff, permanent=False)
+            lived = self.loop.time() - connection.opened
+            await backoff.pause_after_loss(lived, owner.improved)
 
     async def _attempt_open(
         self, owner: Subscriptions, lag: LoopLag, attempt: asyncio.Timeout
@@ -612,12 +601,12 @@ class Subscriptions:
         "_closed",
         "_closing",
         "_died",
-        "_improved",
         "_lost",
         "_subscriptions",
         "_tasks",
         "disowned",
         "health",
+        "improved",
         "multiplexer",
         "policy",
         "reports",
@@ -644,7 +633,7 @@ class Subscriptions:
         self._tasks: list[asyncio.Task[None]] = []
         self._lost: list[Subscription] = []
         self._closed: list[asyncio.Future[None]] = []  # of connections that are being closed
-        self._improved = Signal()
+        self.improved = Signal()  # ends the backoff of attempts to connect
         self._died: str | None = None
         self._closing = False
 
@@ -745,17 +734,10 @@ class Subscriptions:
             self._closed.append(connection.closed)
             connection.closed.add_done_callback(self._closed.remove)
 
-    async def back_off(self, backoff: Backoff, *, permanent: bool) -> None:
-        """Wait before the next attempt to connect, or until the server answers again."""
-        pause = backoff.next(cap=_PERMANENT_CAP if permanent else None)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await self._improved.wait()
-
     def hurry(self) -> None:
         """End the backoff of attempts to connect."""
-        self._improved.set()
-        self._improved.clear()
+        self.improved.set()
+        self.improved.clear()
 
     def start_task(self, work: Any) -> asyncio.Task[None]:
         """Start the task of a subscription."""

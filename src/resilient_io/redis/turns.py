@@ -1,16 +1,31 @@
-"""Turns to connect: how many connections one event loop opens at the same time."""
+"""Turns and pauses: how many connections are opened at the same time, and how often."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from resilient_io.binding import PerLoop
+from resilient_io.retry import Backoff
+
+if TYPE_CHECKING:
+    import random
+
+    from resilient_io.tasks import Signal
 
 MOST_CONNECTING = 32
 """Connections that one event loop opens at the same time. Further attempts wait for their turn."""
+
+_BACKOFF = 0.1
+_BACKOFF_FLOOR = 0.01
+_BACKOFF_CAP = 1.0
+_PERMANENT_CAP = 10.0
+
+_STABLE = 1.0
+"""Seconds after which the loss of a connection does not count as a failed attempt to connect."""
 
 _queues: PerLoop[_Queue] = PerLoop()
 
@@ -61,6 +76,29 @@ class ConnectTurn:
 
     async def __aexit__(self, *_exception: object) -> None:
         self.end()
+
+
+class ConnectBackoff(Backoff):
+    """The pauses between the attempts to open one connection, which may be lost again."""
+
+    __slots__ = ()
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(_BACKOFF, _BACKOFF_CAP, rng, floor=_BACKOFF_FLOOR)
+
+    async def pause(self, improved: Signal, *, permanent: bool = False) -> None:
+        """Wait after a failed attempt, at most until `improved` is set."""
+        pause = self.next(cap=_PERMANENT_CAP if permanent else None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await improved.wait()
+
+    async def pause_after_loss(self, lived: float, improved: Signal) -> None:
+        """Wait after the loss of a connection that was open for less than a second."""
+        if lived >= _STABLE:
+            self.reset()
+        else:
+            await self.pause(improved)
 
 
 class _Queue:

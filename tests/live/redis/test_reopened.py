@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import redis.asyncio as driver
 
 from resilient_io import State
 from resilient_io.redis import RedisClosed, ResilientRedis
@@ -92,6 +93,44 @@ async def test_a_second_close_counts_more_than_the_calls_that_wait_for_the_first
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(error) for error in errors} == {RedisClosed}
     assert client.stats().connections == 0
+
+
+async def test_a_call_made_after_the_close_of_a_pool_began_opens_the_client_again(shared_redis):
+    pool = driver.ConnectionPool(port=shared_redis.port)
+    client = ResilientRedis(connection_pool=pool)
+    await client.ping()
+    closing = asyncio.create_task(pool.aclose())
+    later = [asyncio.create_task(client.incr("later")) for _ in range(3)]
+    await closing
+    assert await asyncio.gather(*later) == [1, 2, 3]
+    await pool.aclose()
+
+
+async def test_a_second_close_of_a_pool_waits_for_the_first(shared_redis):
+    pool = driver.ConnectionPool(port=shared_redis.port)
+    client = ResilientRedis(connection_pool=pool)
+    await client.ping()
+    first = asyncio.create_task(pool.aclose())
+    await asyncio.sleep(0)
+    calls = [asyncio.create_task(client.ping()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await pool.aclose()
+    assert client.stats().connections == 0
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in errors} == {RedisClosed}
+    await first
+
+
+async def test_owners_of_one_pool_are_closed_at_the_same_time(shared_redis):
+    pool = driver.ConnectionPool(port=shared_redis.port)
+    clients = [ResilientRedis.from_pool(pool), ResilientRedis.from_pool(pool)]
+    assert clients[0].health is clients[1].health
+    clients.append(ResilientRedis(connection_pool=pool, reopen=False))
+    clients[2].auto_close_connection_pool = True  # as `from_pool` sets it
+    await asyncio.gather(*[client.ping() for client in clients])
+    async with asyncio.timeout(2):
+        await asyncio.gather(pool.aclose(), *[client.aclose() for client in clients])
+    assert [client.stats().connections for client in clients] == [0, 0, 0]
 
 
 async def test_a_cancelled_start_does_not_open_a_client_that_is_being_closed(shared_redis):

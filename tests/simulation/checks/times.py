@@ -125,16 +125,10 @@ def every_call_ends(index: Index) -> Iterator[Broken]:
 
 
 def calls_end_when_their_client_has_closed(index: Index) -> Iterator[Broken]:
-    """Calls that wait, or back off before a retry, end when `aclose()` returns.
-
-    Exempt are calls that were opening the client again while an earlier close was under way.
-    """
+    """Calls that wait, or back off before a retry, end when `aclose()` returns."""
     for label, changes in index.lifecycle.items():
-        closes, reopening = 0, False
         for at, time, kind in changes:
-            closes += {"closing": 1, "closed": -1}.get(kind, 0)
-            reopening = (kind == "opening" and closes > 0) or (reopening and kind != "opened")
-            if kind != "closed" or reopening:
+            if kind != "closed":
                 continue
             if any(
                 at < each[0]

@@ -98,6 +98,25 @@ async def test_cancelled_caller_leaves_the_queue(redis_server, quick):
                 await stack.enter_async_context(ConnectTurn())
 
 
+async def test_connections_that_are_lost_right_after_they_open_are_reopened_with_a_backoff(
+    redis_server, connect, connections_made
+):
+    """As behind a proxy that accepts, and then finds that its server is gone."""
+    redis = await connect(redis_server)
+    loop = asyncio.get_running_loop()
+    before, until, kills = await connections_made(redis_server), loop.time() + 2.0, 0
+    while loop.time() < until:
+        await redis_server.query("CLIENT", "KILL", "TYPE", "normal")
+        kills += 1
+        await asyncio.sleep(0.01)
+    own = kills + 1  # those of the queries
+    # Without a backoff, more than 100. The two shared connections, and the probes.
+    assert await connections_made(redis_server) - before - own <= 50
+    await asyncio.sleep(1.1)
+    assert await redis.ping()
+    assert redis.health.state is State.UP
+
+
 async def test_limit_of_connections_is_named(redis_server, connect, quick):
     redis = await connect(redis_server, policy=quick, max_connections=2)
     waiting = [asyncio.create_task(redis.blpop("list", 0)) for _ in range(3)]
