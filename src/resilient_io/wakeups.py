@@ -53,12 +53,12 @@ def deliver(loop: asyncio.AbstractEventLoop, answers: Iterable[Answer]) -> None:
     SystemExit, the loop raises that, and continues the others later. It also continues whatever
     does not wait with the only callback of a future.
     """
-    task_wakeup, stopped = TaskWakeup, False
-    for future, result in answers:
+    task_wakeup, remaining = TaskWakeup, iter(answers)
+    for future, result in remaining:
         callbacks = future._callbacks
-        if callbacks and not stopped:
+        if callbacks and len(callbacks) == 1:
             callback, context = callbacks[0]
-            if type(callback) is task_wakeup and len(callbacks) == 1:
+            if type(callback) is task_wakeup:
                 future.remove_done_callback(callback)
                 future.set_result(result)
                 try:
@@ -66,7 +66,7 @@ def deliver(loop: asyncio.AbstractEventLoop, answers: Iterable[Answer]) -> None:
                 except (KeyboardInterrupt, SystemExit) as stop:
                     # Raised here, it would be taken for an error of the transport by some loops.
                     loop.call_soon(_raise, stop)
-                    stopped = True
+                    break
                 except Exception as error:  # noqa: BLE001 (as in `asyncio.Handle._run`)
                     if _waits(callback, future):
                         loop.call_soon(callback, future, context=context)
@@ -75,6 +75,9 @@ def deliver(loop: asyncio.AbstractEventLoop, answers: Iterable[Answer]) -> None:
                         loop.call_exception_handler({"message": message, "exception": error})
                 continue
         if not future.done():  # otherwise its caller no longer waits
+            future.set_result(result)
+    for future, result in remaining:  # the loop was stopped
+        if not future.done():
             future.set_result(result)
 
 

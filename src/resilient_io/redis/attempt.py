@@ -484,7 +484,7 @@ def expired_while_waiting(obstacle: str, *, overloaded: bool) -> AttemptFailed:
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
-_LAST: Callable[[Sequence[object]], object] = itemgetter(-1)
+_LAST: Callable[[Sequence[Any]], Any] = itemgetter(-1)
 _SIMPLE: Callable[[CommandSpec], bool] = attrgetter("simple")
 
 _NOT_FOR_CALLBACKS = ("keys", "NEVER_DECODE", "EMPTY_RESPONSE")
@@ -530,12 +530,17 @@ class Packer:
         self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]
     ) -> list[bytes]:
         """Return packed commands, as `pack` does, but none in parts. Each includes its name."""
-        # `hiredis` makes another copy of what it packs. Keys are small.
         key_only = set(map(len, commands)) == {KEY_ONLY}
+        simple = self.direct and all(map(_SIMPLE, specs))
+        if simple and key_only:
+            packed = _pack_keys(specs, list(map(_LAST, commands)))
+            if packed is not None:
+                return packed
+        # `hiredis` makes another copy of what it packs. Keys are small.
         small = key_only or max(map(getsizeof, map(_LAST, commands)), default=0) <= LARGE
         if self.direct and small:
             try:
-                if all(map(_SIMPLE, specs)):
+                if simple:
                     return list(map(_pack, commands))
                 return [
                     _pack(args if len(spec.words) == 1 else (*spec.words, *args[1:]))
@@ -550,6 +555,19 @@ class Packer:
         """Return a packed command without further copies of its values, which `hiredis` makes."""
         encoded = map(self._encoder.encode, words)
         return pack_in_parts(map(bytes, encoded), count=len(words), least=LARGE)
+
+
+def _pack_keys(specs: Sequence[CommandSpec], keys: Sequence[Any]) -> list[bytes] | None:
+    """Return packed commands with a key alone, or None if a key is not short and ASCII."""
+    if set(map(type, keys)) != {str} or not "".join(keys).isascii():
+        return None
+    try:
+        return [
+            f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
+            for spec, key in zip(specs, keys, strict=True)
+        ]
+    except IndexError:
+        return None
 
 
 def has_large(args: Sequence[object]) -> bool:

@@ -6,8 +6,7 @@ import asyncio
 import inspect
 from dataclasses import replace
 from itertools import compress
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -33,14 +32,14 @@ from .attempt import (
     submit,
     unsendable,
 )
-from .commands import Effect, effect_of, effect_of_batch
+from .commands import SPECS, Effect, effect_of, effect_of_batch, lookup
 from .connection import NotMultiplexable, PendingRequest
 from .durability import Acknowledgements, exchange_and_wait
 from .errors import RedisOutcomeUnknown, refusal, remove_secrets
 from .response_queue import LARGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from resilient_io.errors import ResilientIOError
     from resilient_io.retry import RetryPolicy
@@ -52,10 +51,34 @@ if TYPE_CHECKING:
 
     Queued = tuple[tuple[Any, ...], Mapping[str, Any]]
 
-_OPTIONS = itemgetter(1)  # of a queued command
-
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
+
+
+class Batch:
+    """The commands of a pipeline, with their rows of the command table."""
+
+    __slots__ = ("args", "commands", "distinct", "names", "options", "specs")
+
+    def __init__(self, commands: Sequence[Queued]) -> None:
+        self.commands = commands
+        self.args = [args for args, options in commands if not options]
+        self.options = len(self.args) < len(commands)
+        """Whether any command has options."""
+        if self.options:
+            self.args = [args for args, _ in commands]
+        names = [args[0] for args in self.args]
+        rows = {name: SPECS.get(name) for name in set(names)}
+        self.names = rows.keys()
+        self.specs: list[CommandSpec]
+        self.distinct: Collection[CommandSpec]
+        """The rows without repetitions."""
+        if all(rows.values()):
+            known = cast("dict[Any, CommandSpec]", rows)
+            self.specs, self.distinct = list(map(known.__getitem__, names)), known.values()
+        else:
+            self.specs = [rows[args[0]] or lookup(args) for args in self.args]
+            self.distinct = {id(spec): spec for spec in self.specs}.values()
 
 
 class BatchCall(Call):
@@ -69,8 +92,7 @@ class BatchCall(Call):
     def __init__(
         self,
         runtime: Runtime,
-        commands: Sequence[Queued],
-        specs: Sequence[CommandSpec],
+        batch: Batch,
         *,
         policy: RetryPolicy,
         packer: Packer,
@@ -90,8 +112,9 @@ class BatchCall(Call):
         self._annotate = annotate
         """Adds the command to its error reply, as redis-py does."""
         self._multiplexer = runtime.multiplexer
-        self._commands = commands
-        self._specs = specs
+        self._commands = commands = batch.commands
+        self._specs = specs = batch.specs
+        self._names = batch.names
         self._transaction = transaction
         self._prefix = ASKING if asking else b""  # before MULTI, it applies to all commands
         self._fallback = fallback
@@ -112,11 +135,12 @@ class BatchCall(Call):
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
         self.operation = "MULTI" if transaction else "PIPELINE"
-        self._options = any(map(_OPTIONS, commands))
+        self._options = batch.options
+        args = batch.args
         if transaction and self._options:
             sent = [EMPTY_RESPONSE not in options for _, options in commands]
-            specs, commands = list(compress(specs, sent)), list(compress(commands, sent))
-        self._packed = packer.pack_all(specs, [args for args, _ in commands])
+            specs, args = list(compress(specs, sent)), list(compress(args, sent))
+        self._packed = packer.pack_all(specs, args)
 
     @property
     def effect(self) -> Effect:
@@ -409,10 +433,7 @@ class BatchCall(Call):
 
         The callback of a command is looked up once, if its commands have no options.
         """
-        callbacks = {
-            name: callback_of(self._callbacks, name)
-            for name in {args[0] for args, _ in self._commands}
-        }
+        callbacks = {name: callback_of(self._callbacks, name) for name in self._names}
         converted = self._options or any(callbacks.values())
         if not converted and not contains_type(self._answers, (Exception,)):
             return self._answers

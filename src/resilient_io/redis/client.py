@@ -341,7 +341,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(  # noqa: C901 (the hot path)
+    async def execute_command(  # noqa: C901, PLR0911, PLR0912 (the hot path)
         self, *args: Any, **options: Any
     ) -> Any:
         """Send one command and return its reply, as redis-py does.
@@ -360,10 +360,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             or spec is None
             or not spec.simple
             or not self._hot
-            or get_ident() != multiplexer.thread
-            or not (connection.continuing or multiplexer.is_running())
-            or (options and NEVER_DECODE in options)
-            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
+            or (get_ident() != connection.continuing and not multiplexer.runs_here())
         ):
             if connection is None and spec is not None and spec.simple and self._hot:
                 self._refuse(operation)
@@ -371,22 +368,30 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
-        key = args[-1]
-        if len(args) == KEY_ONLY and type(key) is str and key.isascii() and len(key) < LONG_KEY:
+        if (
+            len(args) == KEY_ONLY
+            and type(key := args[1]) is str
+            and key.isascii()
+            and len(key) < LONG_KEY
+        ):
             # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
             data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
         else:
+            if len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE:
+                return await self._execute(args, options)
             try:
                 data = _pack(args)
             except TypeError:
                 data = bytes(self._packer.pack(spec.words, args))
             if len(data) > LARGE:
                 return await self._execute(args, options)
-        if not options or (len(options) == 1 and "keys" in options):
+        if options:
+            if NEVER_DECODE in options:
+                return await self._execute(args, options)
+            options.pop("keys", None)
+        else:
             # Ten thousand dictionaries would keep the garbage collector busy.
             options = _NO_OPTIONS
-        else:
-            options.pop("keys", None)
         create_future = multiplexer.create_future  # called as an attribute, it would take longer
         future = create_future()
         connection.send(future, data)
@@ -403,14 +408,14 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         callback = _get_callback(self.callback_table, operation)
         if callback is None:
             return reply
-        reply = callback(reply, **options)
+        reply = callback(reply, **options) if options else callback(reply)
         return await reply if hasattr(reply, "__await__") else reply
 
     def _refuse(self, operation: str) -> None:
         """Raise if an earlier call has found that calls do not wait for the server any more."""
         runtime = self._runtime
         multiplexer = runtime.multiplexer
-        if get_ident() == multiplexer.thread and multiplexer.is_running():
+        if multiplexer.runs_here():
             refusal = runtime.executor.refusal(operation, self._policy)
             if refusal is not None:
                 raise refusal

@@ -6,6 +6,7 @@ redis-py opens it. A connection only sets results: a reply, or an exception of t
 from __future__ import annotations
 
 import asyncio
+from _thread import get_ident
 from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -244,8 +245,8 @@ class MultiplexedConnection(asyncio.Protocol):
         self._enough = _ENOUGH
         self._responses = ResponseQueue(connection, pushes=pushes)
         self._scheduled = self._crowded = self._paused = False
-        self.continuing = False
-        """Whether a read is just now continuing tasks, so that their loop is certainly running."""
+        self.continuing = 0
+        """The thread in which a read is just now continuing tasks: its loop certainly runs."""
         self.extra_timeout = 0.0
         """Seconds that a blocking command may be silent beyond the response timeout."""
         self.load = 0
@@ -574,12 +575,12 @@ class MultiplexedConnection(asyncio.Protocol):
             self._receive(len(data), data, answers)
         finally:
             if answers:
-                self.continuing = True
+                self.continuing = get_ident()
                 if len(answers) > 1:
                     self._deliver(answers)
                 else:
                     deliver(self._loop, answers)
-                self.continuing = False
+                self.continuing = 0
 
     def _deliver(self, answers: list[Answer]) -> None:
         """Continue several tasks. What they send is written together."""

@@ -408,6 +408,10 @@ class Multiplexer:
             self.lag = LoopLag.acquire()
             self._reconnector.start(len(self._slots))
 
+    def runs_here(self) -> bool:
+        """Return whether its loop is running in this thread, so that calls may be sent."""
+        return get_ident() == self.thread and self.is_running()
+
     def submit(self, request: PendingRequest, *, read: bool = False) -> None:
         """Send a request on the current connection, or let it wait for one.
 

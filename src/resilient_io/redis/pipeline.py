@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError, WatchErro
 from resilient_io.errors import Progress
 
 from .attempt import AttemptFailed, Call, Command, block_of, confirm_idle
-from .batch import BatchCall, contains_type
+from .batch import Batch, BatchCall, contains_type
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import Acknowledgements, DurableGroups, any_replicated, wait_over
@@ -25,7 +25,7 @@ from .replicas import ReplicaRead
 from .scripts import load_over
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
@@ -255,30 +255,29 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             transaction = self.is_transaction or self.explicit_transaction
             name = "MULTI" if transaction else "PIPELINE"
             reopened = await self._client._ensure_open(name)
-            commands = list(self.command_stack)
-            specs = [SPECS.get(args[0]) or lookup(args) for args, _ in commands]
+            batch = Batch(list(self.command_stack))
             started = asyncio.get_running_loop().time()
-            self._note_durability(specs, commands)
-            call = self.call_for(commands, specs)
+            self._note_durability(batch)
+            call = self.call_for(batch)
             replies: list[Any] = await self._run(call, started=reopened)
             if self._acknowledgements is not None:
                 executor = self._runtime.executor
                 self._acknowledgements.check(executor, call.operation, replies, started)
             if raise_on_error:
-                self._raise_first(replies, commands)
+                self._raise_first(replies, batch.commands)
             return replies
         finally:
             await self.reset()
 
-    def _note_durability(self, specs: list[CommandSpec], commands: list[Queued]) -> None:
+    def _note_durability(self, batch: Batch) -> None:
         """Decide whether replicas are waited for."""
         durability, self._acknowledgements = self._durability, None
-        if durability is not None and any_replicated(specs, [args for args, _ in commands]):
+        if durability is not None and any_replicated(batch.specs, batch.args):
             self._acknowledgements = Acknowledgements(
                 durability, DurableGroups.of(self._runtime, durability)
             )
 
-    def _raise_first(self, replies: list[Any], commands: list[Queued]) -> None:
+    def _raise_first(self, replies: list[Any], commands: Sequence[Queued]) -> None:
         """Raise the first error among the replies."""
         if not contains_type(replies, (Exception,)):
             return
@@ -288,39 +287,35 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
                 self.annotate_exception(error, index + 1, commands[index][0])
             raise error
 
-    def call_for(
-        self, commands: list[Queued], specs: list[CommandSpec], *, asking: bool = False
-    ) -> Call:
+    def call_for(self, batch: Batch, *, asking: bool = False) -> Call:
         """Return the call that executes commands. ASKING may come first, in a cluster."""
         transaction = bool(self.is_transaction or self.explicit_transaction)
-        distinct = dict(zip(map(id, specs), specs, strict=True)).values()
         # Within MULTI, no command blocks.
-        blocking = not transaction and any(spec.block is not None for spec in distinct)
+        blocking = not transaction and any(spec.block is not None for spec in batch.distinct)
         operation = "EXEC" if transaction else "PIPELINE"
         block = 0.0
         if blocking:
-            waiting = zip(specs, commands, strict=True)
+            waiting = zip(batch.specs, batch.commands, strict=True)
             block = block_of(Command(spec, args, options) for spec, (args, options) in waiting)
         exclusive = partial(
             _WatchedCall,
             self,
             operation,
             self._exchange,
-            specs,
+            batch.specs,
             block=block,
             prepare=self._load_hashes,
         )
         if self.connection is not None:
             return exclusive()
-        for spec in distinct:
+        for spec in batch.distinct:
             # WAIT refers to the writes of this pipeline, which has its own connection.
             own = blocking and spec.block is not None
             if spec.route in (Route.BOUND, Route.REFUSED) and not own:
                 raise RouteRefused(f"{spec.name} cannot share a connection. {spec.advice}")
         make = partial(
             BatchCall,
-            commands=commands,
-            specs=specs,
+            batch=batch,
             policy=self._policy,
             packer=self._packer,
             callbacks=self.callback_table,
@@ -334,7 +329,7 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         )
         replica = None
         if self._choose_replica is not None and not transaction:
-            replica = self._choose_replica(specs, [args for args, _ in commands])
+            replica = self._choose_replica(batch.specs, batch.args)
         if replica is None:
             return make(self._runtime)
         return ReplicaRead(make(replica), partial(make, self._runtime))

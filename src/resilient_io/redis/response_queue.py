@@ -260,9 +260,12 @@ class ResponseQueue:
             return len(replies) == left
         finally:  # also before garbage
             replies = self._without_pushes(replies)
-            next_entry = self.waiting.popleft
-            for _ in replies:
-                next_entry()
+            if len(replies) == len(self.waiting):
+                self.waiting.clear()
+            else:
+                next_entry = self.waiting.popleft
+                for _ in replies:
+                    next_entry()
             self._answered(request, len(replies))
             if not request.done():
                 request.add_replies(replies)

@@ -312,30 +312,34 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         connection = multiplexer.fast
         if (
             connection is None
-            or get_ident() != multiplexer.thread
-            or not (connection.continuing or multiplexer.is_running())
+            or (get_ident() != connection.continuing and not multiplexer.runs_here())
             or (options and ("target_nodes" in options or NEVER_DECODE in options))
-            or (len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE)
         ):
             return await self._execute(args, options)
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
-        key = args[-1]
-        if len(args) == KEY_ONLY and type(key) is str and key.isascii() and len(key) < LONG_KEY:
+        if (
+            len(args) == KEY_ONLY
+            and type(key := args[1]) is str
+            and key.isascii()
+            and len(key) < LONG_KEY
+        ):
             # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
             data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
         else:
+            if len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE:
+                return await self._execute(args, options)
             try:
                 data = _pack(args)
             except TypeError:
                 data = bytes(self._packer.pack(spec.words, args))
             if len(data) > LARGE:
                 return await self._execute(args, options)
-        if not options or (len(options) == 1 and "keys" in options):
-            options = _NO_OPTIONS
-        else:
+        if options:
             options.pop("keys", None)
+        else:
+            options = _NO_OPTIONS
         create_future = multiplexer.create_future  # called as an attribute, it would take longer
         future = create_future()
         connection.send(future, data)
@@ -352,7 +356,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         callback = _get_callback(self.response_callbacks, operation)
         if callback is None:
             return reply
-        reply = callback(reply, **options)
+        reply = callback(reply, **options) if options else callback(reply)
         return await reply if hasattr(reply, "__await__") else reply
 
     def _call_after(

@@ -24,6 +24,7 @@ from redis.exceptions import (
 from redis.utils import safe_str, truncate_text
 
 from ..attempt import apply_callback, callback_of
+from ..batch import Batch
 from ..commands import SPECS, Route, keys_of, lookup, no_keys
 from ..errors import (
     REDIRECTED,
@@ -395,7 +396,7 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
             for spec, (args, _) in zip(specs, commands, strict=True)
             if spec.name in RUNS_BY_HASH and len(args) > 1
         ]
-        return pipeline.call_for(commands, specs, asking=asking)
+        return pipeline.call_for(Batch(commands), asking=asking)
 
     # -- WATCH -----------------------------------------------------------------------------------
 
