@@ -168,6 +168,9 @@ class Call:
     server: Server | None = None
     """The server of the latest attempt, if each attempt chooses one."""
 
+    begun: bool = False
+    """Whether it was sent before the executor got it, so that its first attempt only goes on."""
+
     @property
     def effect(self) -> Effect:
         """The effect of executing it twice. Computed only after a failure."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from asyncio import CancelledError
 from dataclasses import replace
 from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +13,7 @@ from redis.asyncio.connection import DefaultParser
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ExecAbortError, ResponseError, WatchError
 
+from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress
 
 from .attempt import (
@@ -53,6 +55,10 @@ if TYPE_CHECKING:
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
+
+
+UNFINISHED = object()
+"""What `BatchCall.send_directly` returns if the executor has to execute the batch."""
 
 
 class Batch:
@@ -131,6 +137,8 @@ class BatchCall(Call):
         self._answers: list[object] = []
         self._repeating = False
         """Whether the unanswered commands were sent before, and so may have been applied."""
+        self._first: PendingRequest | None = None
+        """What `send_directly` has sent, for which the first attempt goes on waiting."""
         self._losses = self._multiplexer.bound_state.losses
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
@@ -174,13 +182,49 @@ class BatchCall(Call):
             return replace(result, applied=True)
         return result
 
+    async def send_directly(self) -> Any:
+        """Send the batch without timers of its own, as the hot path sends a command.
+
+        Return the results, or `UNFINISHED` if `attempt` has to begin, or to go on.
+        """
+        multiplexer, limit = self._multiplexer, current_deadline()
+        connection = multiplexer.fast
+        if connection is None or self._exclusive:
+            return UNFINISHED
+        if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
+            return UNFINISHED
+        request = self._request(None)
+        if request.large:
+            return UNFINISHED
+        request.timed, self._first, self.begun = False, request, True
+        connection.send_request(request)
+        try:
+            reply: Any = await request.future
+        except CancelledError:
+            multiplexer.abandon(request)
+            raise
+        replies = [reply] if request.count == 1 else reply
+        if isinstance(reply, Exception) or self._clean(replies):
+            return UNFINISHED
+        finish = self._finish_transaction if self._transaction else self._finish
+        return await finish(self._without_loads(request, replies), errors=False)
+
     async def _attempt(self, limits: Limits) -> object:
-        unsent = unsendable(self._multiplexer, limits, self._losses)
-        if unsent is not None:
-            return unsent
         timeout = self._policy.response_timeout + self._block()
-        request = self._request(limits, 0.0 if self.bounded else timeout)
-        replies = await self._exchange(request, limits, timeout)
+        request, self._first = self._first, None
+        if request is None:
+            unsent = unsendable(self._multiplexer, limits, self._losses)
+            if unsent is not None:
+                return unsent
+            request = self._request(limits, 0.0 if self.bounded else timeout)
+            replies = await self._exchange(request, limits, timeout)
+        else:
+            request.timed = True
+            self.follow(request, limits)
+            multiplexer = self._multiplexer
+            replies = await await_reply(
+                multiplexer, request, call=self, limits=limits, timeout=timeout
+            )
         while replies is MOVED:  # all commands are reads
             request = self._request(limits, 0.0)
             replies = await self._exchange(request, limits, timeout)
@@ -296,7 +340,7 @@ class BatchCall(Call):
             for spec, (args, options) in zip(self._specs[done:], self._commands[done:], strict=True)
         )
 
-    def _request(self, limits: Limits, extra_timeout: float) -> PendingRequest:
+    def _request(self, limits: Limits | None, extra_timeout: float = 0.0) -> PendingRequest:
         raw: frozenset[int] = frozenset()
         self._loads = loads = (
             self._scripts.missing_on(self._multiplexer.current, self._hashes)
@@ -324,8 +368,8 @@ class BatchCall(Call):
             raw=raw,
             large=len(data) > LARGE,
             extra_timeout=extra_timeout,
-            expires=limits.sent,
-            movable=limits.behind is None,
+            expires=None if limits is None else limits.sent,
+            movable=limits is None or limits.behind is None,
         )
 
     async def _finish(self, answers: list[object], *, errors: bool) -> object:

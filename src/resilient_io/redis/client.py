@@ -414,8 +414,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
     def _refuse(self, operation: str) -> None:
         """Raise if an earlier call has found that calls do not wait for the server any more."""
         runtime = self._runtime
-        multiplexer = runtime.multiplexer
-        if multiplexer.runs_here():
+        if runtime.multiplexer.runs_here():
             refusal = runtime.executor.refusal(operation, self._policy)
             if refusal is not None:
                 raise refusal

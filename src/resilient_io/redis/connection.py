@@ -95,6 +95,7 @@ class PendingRequest(ReplyCollector):
 
     __slots__ = (
         "connection", "data", "expires", "extra_timeout", "home", "movable", "sequence", "slot",
+        "timed",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +116,8 @@ class PendingRequest(ReplyCollector):
         """Loop time from which on it must not be sent, whether its caller has noticed or not."""
         self.movable = movable
         """Whether another connection may send it if its own is lost before it is written."""
+        self.timed = True
+        """Whether its caller checks its time limits itself, and not only after `note_late`."""
         self.slot: int | None = None
         """The hash slot of its keys, if it moves to another node together with that slot."""
         self.home: ConnectionOwner | None = None
@@ -145,6 +148,12 @@ class PendingRequest(ReplyCollector):
         if not self.future.done():
             woken, self.future = self.future, self.future.get_loop().create_future()
             woken.set_result(CHECK_CLOCK)
+
+    def note_late(self) -> None:
+        """Wake the caller if it has no timer, because it waits longer than usual."""
+        if not self.timed:
+            self.timed = True
+            self.check_clock()
 
 
 class InternalRequest(PendingRequest):
@@ -377,22 +386,28 @@ class MultiplexedConnection(asyncio.Protocol):
     def send_request(self, request: PendingRequest) -> None:
         """Send all commands of a request without other commands between them."""
         request.assign(self, self.flushed + len(self._queue))
-        self._has_requests = True
         self.extra_timeout = max(self.extra_timeout, request.extra_timeout)
         if not request.special:
+            self._has_requests = True
             self.send(request, bytes(request.data))
             return
         self._responses.expect(request)
-        # The first entry carries the data; the others reserve positions for their replies.
-        self.load += (request.count - 1) * CALL_COST
-        self._queue.extend(repeat(request, request.count))
-        self._data.append(request.data)
-        self._data.extend(repeat(b"", request.count - 1))
-        self.load += len(request.data) + CALL_COST
-        if self._responses.waiting or self._scheduled:
-            self._schedule()
+        count, size, waiting = request.count, len(request.data), self._responses.waiting
+        self.load += size + count * CALL_COST
+        if waiting or self._scheduled or self._queue or self._paused or request.large:
+            # The first entry carries the data; the others reserve positions for their replies.
+            self._has_requests = True
+            self._queue.extend(repeat(request, count))
+            self._data.append(request.data)
+            self._data.extend(repeat(b"", count - 1))
+            if waiting or self._scheduled:
+                self._schedule()
+            else:
+                self._flush()
         else:
-            self._flush()
+            waiting.extend(repeat(request, count))
+            self._written(count, size)
+            self.transport.write(bytes(request.data))
         if request.large or self.load > self.limit:
             self.full = self.load > self.limit
             self._owner.connection_changed()

@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError, WatchErro
 from resilient_io.errors import Progress
 
 from .attempt import AttemptFailed, Call, Command, block_of, confirm_idle
-from .batch import Batch, BatchCall, contains_type
+from .batch import UNFINISHED, Batch, BatchCall, contains_type
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import Acknowledgements, DurableGroups, any_replicated, wait_over
@@ -259,7 +259,12 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             started = asyncio.get_running_loop().time()
             self._note_durability(batch)
             call = self.call_for(batch)
-            replies: list[Any] = await self._run(call, started=reopened)
+            result: Any = UNFINISHED
+            if isinstance(call, BatchCall) and not self._deliberate:
+                result = await call.send_directly()
+            if result is UNFINISHED:
+                result = await self._run(call, started=started if reopened is None else reopened)
+            replies: list[Any] = result
             if self._acknowledgements is not None:
                 executor = self._runtime.executor
                 self._acknowledgements.check(executor, call.operation, replies, started)
@@ -362,11 +367,12 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         executor, policy = self._runtime.executor, self._policy
         if started is None:
             started = asyncio.get_running_loop().time()
-        if self._runtime.bound:
-            await confirm_idle(self._runtime.multiplexer)
-        executor.check_state(call.operation)
-        if not isinstance(call, ReplicaRead):
-            executor.check_available(call.operation, policy)
+        if not call.begun:
+            if self._runtime.bound:
+                await confirm_idle(self._runtime.multiplexer)
+            executor.check_state(call.operation)
+            if not isinstance(call, ReplicaRead):
+                executor.check_available(call.operation, policy)
         return await executor.run(call, policy, started=started, deliberate=self._deliberate)
 
     async def _load_hashes(self, connection: AbstractConnection) -> None:

@@ -53,11 +53,20 @@ class ReplyCollector:
         else:
             self.add_replies([reply])
 
-    def add_replies(self, replies: list[object]) -> None:
-        """Accept the next replies to a request of several commands."""
+    def add_replies(self, replies: list[object], answers: list[Answer] | None = None) -> None:
+        """Accept the next replies to a request of several commands.
+
+        After the last one, the caller continues, or the result is added to `answers`.
+        """
         self.replies += replies
         if len(self.replies) == self.count:
-            self.future.set_result(self.replies)
+            if answers is None:
+                self.future.set_result(self.replies)
+            else:
+                answers.append((self.future, self.replies))
+
+    def note_late(self) -> None:
+        """React to a reply that takes longer than usual."""
 
     def interrupt(self, reason: Exception) -> None:
         """End the wait with a reason. Replies that arrived before stay in `replies`."""
@@ -166,7 +175,7 @@ class ResponseQueue:
     def _parse(self, data: bytes | memoryview, answers: list[Answer] | None) -> None:
         self._reader.feed(data)
         if self._special or answers is None:
-            self._read_each()
+            self._read_each(answers)
         else:
             self._read(answers)
 
@@ -187,7 +196,7 @@ class ResponseQueue:
                 continue
             answer((next_entry(), reply))
 
-    def _read_each(self) -> None:
+    def _read_each(self, answers: list[Answer] | None) -> None:
         """Read as `_read` does, with special requests in the queue."""
         waiting, gets, push = self.waiting, self._reader.gets, hiredis.PushNotification
         reply: object
@@ -195,7 +204,7 @@ class ResponseQueue:
             head = waiting[0] if waiting else None
             special = head if isinstance(head, ReplyCollector) and head.special else None
             if special is not None and special.count > 1 and not special.raw:
-                if not self._read_batch(special):
+                if not self._read_batch(special, answers):
                     return
                 continue
             try:
@@ -210,7 +219,9 @@ class ResponseQueue:
             entry = waiting.popleft()
             if special is not None:
                 self._answered(special, 1)
-            if not entry.done():
+            if answers is not None and not isinstance(entry, ReplyCollector):
+                answers.append((entry, reply))
+            elif not entry.done():
                 entry.set_result(reply)
 
     def _read_split(self, data: bytes, answers: list[Answer] | None) -> None:
@@ -248,7 +259,7 @@ class ResponseQueue:
         if not head.done():
             head.set_result(reply)
 
-    def _read_batch(self, request: ReplyCollector) -> bool:
+    def _read_batch(self, request: ReplyCollector, answers: list[Answer] | None) -> bool:
         """Read replies to a request of several commands. Return whether there may be more."""
         replies: list[object] = []
         left = request.count - request.position
@@ -268,7 +279,7 @@ class ResponseQueue:
                     next_entry()
             self._answered(request, len(replies))
             if not request.done():
-                request.add_replies(replies)
+                request.add_replies(replies, answers)
         return True
 
     def _without_pushes(self, replies: list[object]) -> list[object]:
@@ -295,8 +306,11 @@ class ResponseQueue:
         """Replace the plain futures among the oldest `count` entries by requests.
 
         `adopt` is called with each future and its distance from the end of the queue, and returns
-        the request.
+        the request. The requests among them learn that they are late.
         """
+        for entry in islice(self.waiting, count):
+            if isinstance(entry, ReplyCollector):
+                entry.note_late()
         if not any(isinstance(entry, asyncio.Future) for entry in islice(self.waiting, count)):
             return
         entries = list(self.waiting)

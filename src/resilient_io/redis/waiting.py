@@ -122,6 +122,7 @@ class WaitingRequests:
                 continue
             elif data:
                 request = entry
+                request.note_late()
             else:
                 continue  # another command of a request that its first entry moves
             request.assign(None)
