@@ -498,11 +498,13 @@ LONG_KEY = 256
 BULK_HEADERS = tuple(f"${length}\r\n" for length in range(LONG_KEY))
 """How short arguments begin in a packed request, by their length."""
 
+BULK_INTEGERS = {
+    number: f"{BULK_HEADERS[len(str(number))]}{number}\r\n" for number in range(-LONG_KEY, LONG_KEY)
+}
+"""Small integers as they are in a packed request."""
+
 KEY_ONLY = 2
 """The number of arguments of a command with a key alone."""
-
-SIZED = (bytes, str)
-"""The types of values whose size is checked before they are packed."""
 
 
 class Packer:
@@ -528,6 +530,34 @@ class Packer:
                 pass  # a bytearray, or a value that the encoder rejects with a better message
         encode = self._encoder.encode
         return _pack((*words, *(bytes(encode(argument)) for argument in args[1:])))
+
+    def pack_small(self, spec: CommandSpec, args: Sequence[Any]) -> bytes | None:
+        """Return a packed command of one word, or None if it is large.
+
+        Small integers after a key are frequent, and take `hiredis` longer than joining strings.
+        """
+        if len(args) > KEY_ONLY:
+            kind, key = type(value := args[2]), args[1]
+            if kind is int:
+                if type(key) is str and key.isascii():
+                    try:
+                        start = (
+                            f"{spec.bulk}{BULK_HEADERS[len(key)]}{key}\r\n{BULK_INTEGERS[value]}"
+                        )
+                        if len(args) == KEY_ONLY + 1:
+                            return f"*3\r\n{start}".encode()
+                        _, _, _, last = args
+                        if type(last) is int:
+                            return f"*4\r\n{start}{BULK_INTEGERS[last]}".encode()
+                    except (LookupError, ValueError):
+                        pass  # a long key, another integer, or more arguments
+            elif (kind is bytes or kind is str) and len(value) > LARGE:
+                return None
+        try:
+            data = _pack(args)
+        except TypeError:
+            data = bytes(self.pack(spec.words, args))
+        return data if len(data) <= LARGE else None
 
     def pack_all(
         self, specs: Sequence[CommandSpec], commands: Sequence[Sequence[object]]

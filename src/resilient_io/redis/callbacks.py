@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis.asyncio.client as driver
 import redis.utils as driver_utils
+from redis._parsers import helpers
 from redis.client import CaseInsensitiveDict
 from redis.event import AfterPooledConnectionsInstantiationEvent, ClientType
 
@@ -19,8 +20,20 @@ if TYPE_CHECKING:
 
     from .attempt import Callbacks
 
-_tables: dict[tuple[str, bool], Callbacks] = {}
-"""redis-py's tables, by the protocol and by whether it returns the types of RESP2."""
+_tables: dict[tuple[str, bool], tuple[Callbacks, Callbacks]] = {}
+"""redis-py's tables, by the protocol and by whether it returns the types of RESP2.
+
+The second one of each is for the replies to commands without options.
+"""
+
+FOR_OPTIONS = (
+    "hrandfield_resp3_to_resp2_legacy",
+    "sort_return_tuples",
+    "zset_score_pairs",
+    "zset_score_pairs_resp3_to_resp2_legacy",
+    "zset_score_pairs_resp3_to_resp2_legacy_flat",
+)
+"""redis-py 8.1's callbacks that return the reply as it is if the command has no options."""
 
 
 def shorten_for_ok(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,6 +56,8 @@ class SharedCallbacks:
 
     callback_table: Callbacks
     """The response callbacks, which may be those of all clients: read only."""
+    plain_callbacks: Callbacks
+    """The callbacks that change the replies to commands without options."""
     _callbacks_shared: bool = False
 
     if not TYPE_CHECKING:  # type checkers see redis-py's own attribute
@@ -54,7 +69,8 @@ class SharedCallbacks:
 
         @response_callbacks.setter
         def response_callbacks(self, table: Callbacks) -> None:
-            self.callback_table, self._callbacks_shared = table, False
+            self.callback_table = self.plain_callbacks = table
+            self._callbacks_shared = False
 
     def init_with_pool(
         self,
@@ -87,12 +103,14 @@ class SharedCallbacks:
     def share_callbacks(self, settings: Mapping[str, Any], changes: Callbacks) -> None:
         """Use the table of all clients with the same settings: redis-py's, with `changes`."""
         kind = _kind_of(settings)
-        table = _tables.get(kind)
-        if table is None:
-            table = _tables[kind] = self.callback_table
+        tables = _tables.get(kind)
+        if tables is None:
+            table = self.callback_table
             table.update(changes)
             table["SET"] = shorten_for_ok(table["SET"])
-        self.callback_table, self._callbacks_shared = table, True
+            tables = _tables[kind] = table, _without_options(table)
+        self.callback_table, self.plain_callbacks = tables
+        self._callbacks_shared = True
 
     def own_callbacks(self) -> Callbacks:
         """Return a table that only this client and copies of it use."""
@@ -100,8 +118,15 @@ class SharedCallbacks:
             # redis-py 8.1 `CaseInsensitiveDict` copies item by item, which takes ten times as long.
             own: Callbacks = CaseInsensitiveDict({})
             dict.update(own, self.callback_table)
-            self.callback_table, self._callbacks_shared = own, False
+            self.callback_table = self.plain_callbacks = own
+            self._callbacks_shared = False
         return self.callback_table
+
+
+def _without_options(table: Callbacks) -> Callbacks:
+    """Return a table without the callbacks that change nothing if a command has no options."""
+    unnecessary = {getattr(helpers, name, None) for name in FOR_OPTIONS}
+    return {name: callback for name, callback in table.items() if callback not in unnecessary}
 
 
 def _kind_of(settings: Mapping[str, Any]) -> tuple[str, bool]:

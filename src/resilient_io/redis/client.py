@@ -11,7 +11,6 @@ from asyncio import CancelledError
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack
 
-import hiredis
 import redis.asyncio as driver
 import redis.asyncio.client as driver_client
 from redis.client import NEVER_DECODE
@@ -23,7 +22,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import redact_credentials
 from resilient_io.validation import check_name
 
-from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, confirm_idle
+from .attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, Command, MultiplexedCall, confirm_idle
 from .callbacks import SharedCallbacks
 from .commands import SPECS, Effect, Route, lookup
 from .connect import RedisTarget, driver_info, secrets_in
@@ -50,7 +49,6 @@ from .options import (
 from .pipeline import ResilientPipeline
 from .pubsub import ResilientPubSub
 from .replicas import DEFAULT_MAX_LAG, ReadFrom
-from .response_queue import LARGE
 from .runtime import Runtime
 from .sentinel_options import pool_from_sentinels
 from .session import SETTINGS, check_client_name, read_client_name
@@ -94,7 +92,6 @@ _NO_OPTIONS: dict[str, Any] = {}
 
 _CALLBACKS: Callbacks = {"CLIENT GETNAME": read_client_name}
 
-_pack: Callable[[Any], bytes] = hiredis.pack_command
 _spec_of = SPECS.get
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
@@ -341,7 +338,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
 
     # -- commands --------------------------------------------------------------------------
 
-    async def execute_command(  # noqa: C901, PLR0911, PLR0912 (the hot path)
+    async def execute_command(  # noqa: C901, PLR0911 (the hot path)
         self, *args: Any, **options: Any
     ) -> Any:
         """Send one command and return its reply, as redis-py does.
@@ -368,6 +365,7 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
+        data: bytes | None
         if (
             len(args) == KEY_ONLY
             and type(key := args[1]) is str
@@ -377,13 +375,8 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
             data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
         else:
-            if len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE:
-                return await self._execute(args, options)
-            try:
-                data = _pack(args)
-            except TypeError:
-                data = bytes(self._packer.pack(spec.words, args))
-            if len(data) > LARGE:
+            data = self._packer.pack_small(spec, args)
+            if data is None:
                 return await self._execute(args, options)
         if options:
             if NEVER_DECODE in options:
@@ -405,7 +398,8 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
             call = self._multiplexed_call(Command(spec, args, options), data, reply)
             return await self._runtime.executor.run(call, self._policy, started=started)
         # redis-py 8.1 `CaseInsensitiveDict` keeps upper-case keys, as the table's names are.
-        callback = _get_callback(self.callback_table, operation)
+        callbacks = self.callback_table if options else self.plain_callbacks
+        callback = _get_callback(callbacks, operation)
         if callback is None:
             return reply
         reply = callback(reply, **options) if options else callback(reply)

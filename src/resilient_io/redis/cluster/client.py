@@ -11,7 +11,6 @@ from _thread import get_ident
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import hiredis
 import redis.asyncio as driver
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
@@ -28,7 +27,7 @@ from resilient_io.health import ClientDependency, HealthSettings
 from resilient_io.text import format_address, quote_url, redact_credentials
 from resilient_io.validation import check_name, check_number, check_seconds
 
-from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, SIZED, Command, MultiplexedCall, Packer
+from ..attempt import BULK_HEADERS, KEY_ONLY, LONG_KEY, Command, MultiplexedCall, Packer
 from ..callbacks import shorten_for_ok
 from ..commands import SPECS, Route, lookup
 from ..connect import driver_info
@@ -48,7 +47,6 @@ from ..options import (
     probe_interval,
 )
 from ..replicas import DEFAULT_MAX_LAG
-from ..response_queue import LARGE
 from ..scripts import ScriptBodies
 from ..sentinel_options import is_sentinel_url
 from .call import ClusterCall, TableCall
@@ -82,7 +80,6 @@ if TYPE_CHECKING:
 
 _NO_OPTIONS: dict[str, Any] = {}
 
-_pack: Callable[[Any], bytes] = hiredis.pack_command
 _spec_of = SPECS.get
 _get_callback: Callable[[Any, str], Callable[..., Any] | None] = dict.get
 
@@ -319,6 +316,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
         limit = current_deadline()
         if limit is not None and limit < multiplexer.time() + 1.5 * self._policy.response_timeout:
             return await self._execute(args, options)
+        data: bytes | None
         if (
             len(args) == KEY_ONLY
             and type(key := args[1]) is str
@@ -328,13 +326,8 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
             # hiredis formats numbers with `sprintf`, which takes longer than joining strings.
             data = f"{spec.head}{BULK_HEADERS[len(key)]}{key}\r\n".encode()
         else:
-            if len(args) > KEY_ONLY and type(args[2]) in SIZED and len(args[2]) > LARGE:
-                return await self._execute(args, options)
-            try:
-                data = _pack(args)
-            except TypeError:
-                data = bytes(self._packer.pack(spec.words, args))
-            if len(data) > LARGE:
+            data = self._packer.pack_small(spec, args)
+            if data is None:
                 return await self._execute(args, options)
         if options:
             options.pop("keys", None)

@@ -67,6 +67,7 @@ class CommandSpec:
         known: False for a command that is not in the table.
         key_at: The index of the only key among the arguments, or 0 if there is not exactly one.
         simple: Whether the hot path can send it as it was passed: multiplexed, and one word.
+        bulk: Its name as it is in a packed request if it is simple.
         head: How its packed request begins if it is simple and has one operand.
     """
 
@@ -82,6 +83,7 @@ class CommandSpec:
     known: bool = True
     key_at: int = field(init=False)
     simple: bool = field(init=False)
+    bulk: str = field(init=False, repr=False, default="")
     head: str = field(init=False, repr=False, default="")
 
     def __post_init__(self) -> None:
@@ -90,7 +92,8 @@ class CommandSpec:
         object.__setattr__(self, "simple", simple)
         if simple:
             word = self.words[0].decode("ascii")
-            object.__setattr__(self, "head", f"*2\r\n${len(word)}\r\n{word}\r\n")
+            object.__setattr__(self, "bulk", f"${len(word)}\r\n{word}\r\n")
+            object.__setattr__(self, "head", f"*2\r\n{self.bulk}")
         object.__setattr__(self, "key_at", self.operands_at if self.keys is first else 0)
 
     @property
