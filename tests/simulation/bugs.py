@@ -376,8 +376,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "pipelines-free-too-much",
         "budget",
         "redis/connection.py",
-        "        self.load += (request.count - 1) * CALL_COST\n",
-        "",
+        "self.load += size + count * CALL_COST",
+        "self.load += size + CALL_COST",
         "The number of bytes in flight becomes negative, so they have no limit.",
     ),
     # -- health ----------------------------------------------------------------------------
@@ -753,13 +753,39 @@ BUGS: tuple[PlantedBug, ...] = (
         "redis/waiting.py",
         """            elif data:
                 request = entry
+                request.note_late()
             else:
                 continue  # another command of a request that its first entry moves
 """,
         """            else:
                 request = entry
+                request.note_late()
 """,
         "A pipeline that its connection had not written is sent once for each of its commands.",
+    ),
+    PlantedBug(
+        "sent-batch-refused",
+        "pipelines",
+        "redis/pipeline.py",
+        "        if not call.begun:\n",
+        "        if call is not None:\n",
+        "A pipeline that was sent is reported as not sent if the server is down afterwards.",
+    ),
+    PlantedBug(
+        "put-back-batch-not-woken",
+        "pipelines",
+        "redis/waiting.py",
+        "                request.note_late()\n",
+        "",
+        "A pipeline that its connection had not written waits without a deadline.",
+    ),
+    PlantedBug(
+        "late-batch-not-woken",
+        "pipelines",
+        "redis/response_queue.py",
+        "                entry.note_late()\n",
+        "                pass\n",
+        "A pipeline whose replies are late waits without a deadline.",
     ),
     PlantedBug(
         "queued-replies-count-as-answers",
