@@ -7,8 +7,13 @@ import pytest
 import redis.asyncio as driver
 from redis.exceptions import WatchError
 
-from resilient_io import OutcomeUnknown, Progress, RetryPolicy
-from resilient_io.redis import RedisOutcomeUnknown, RedisUnavailable, ResilientRedis
+from resilient_io import DeadlineExceeded, OutcomeUnknown, Progress, RetryPolicy
+from resilient_io.redis import (
+    ConnectionSettings,
+    RedisOutcomeUnknown,
+    RedisUnavailable,
+    ResilientRedis,
+)
 
 QUICK = RetryPolicy(response_timeout=0.2, connect_timeout=0.5, deadline=5.0, backoff=0.01)
 
@@ -244,6 +249,64 @@ async def test_an_unsent_batch_is_sent_when_the_server_is_back(
     await client.health.until_up(5)
     pipe = client.pipeline(transaction=transaction).incr("n").incr("n")
     assert await pipe.execute() == [1, 2]
+
+
+@pytest.fixture
+async def limited(fault_proxy):
+    """A client with a deadline of 0.6 s and one connection."""
+    policy = QUICK.replace(deadline=0.6, while_down="wait")
+    connections = ConnectionSettings(count=1)
+    async with ResilientRedis.from_url(
+        fault_proxy.url, policy=policy, connections=connections
+    ) as client:
+        await client.ping()
+        yield client
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_of_reads_behind_a_slow_reply_is_repeated_elsewhere(
+    limited, fault_proxy, redis_server, transaction
+):
+    size = 6 * 1024 * 1024
+    await redis_server.query("SETRANGE", "big", size - 1, "x")
+    fault_proxy.bandwidth(replies=size / 2)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    big = asyncio.create_task(limited.with_policy(deadline=60.0).get("big"))
+    await asyncio.sleep(0)
+    pipe = limited.pipeline(transaction=transaction).get("a").get("b")
+    assert await pipe.execute() == [None, None]
+    assert loop.time() - began < 1.8  # the slow reply takes 2 s
+    assert not big.done()
+    big.cancel()
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_that_was_not_written_ends_at_its_deadline(limited, fault_proxy, transaction):
+    limited._runtime.multiplexer.current.pause_writing()  # as a full socket does
+    pipe = limited.pipeline(transaction=transaction).incr("n").incr("n")
+    call = asyncio.create_task(pipe.execute())
+    await asyncio.sleep(0.01)
+    fault_proxy.refuse()
+    fault_proxy.reset()
+    with pytest.raises(DeadlineExceeded) as caught:
+        async with asyncio.timeout(3):
+            await call
+    assert caught.value.progress is Progress.NOT_SENT
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_the_outcome_of_a_sent_batch_is_unknown_while_the_server_is_down(
+    fault_proxy, transaction
+):
+    policy = QUICK.replace(outage_wait=0.0)
+    async with ResilientRedis.from_url(fault_proxy.url, policy=policy) as client:
+        await client.ping()
+        fault_proxy.refuse()
+        fault_proxy.drop_reply("EXEC" if transaction else "INCRBY")
+        with pytest.raises(RedisOutcomeUnknown) as caught:
+            await client.pipeline(transaction=transaction).incr("n").incr("n").execute()
+        assert caught.value.progress is Progress.MAYBE_APPLIED
 
 
 async def test_a_lost_reply_to_exec_does_not_raise_watch_error(client, fault_proxy, redis_server):
