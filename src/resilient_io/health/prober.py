@@ -43,7 +43,7 @@ _log = logging.getLogger("resilient_io.health")
 
 
 def never() -> float:
-    """Return the time of what has not happened."""
+    """Return minus infinity, the time of an event that has not happened."""
     return -math.inf
 
 
