@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import ipaddress
 from collections import deque
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import conn as driver
@@ -35,29 +36,72 @@ _OAuthAuthenticator: Any = driver.OAuthAuthenticator
 
 _TOKENS = 4  # how many of the latest tokens to keep, to remove them from error messages
 
+_LONGEST_REQUEST = 30.0
+"""Seconds after which a token is requested again, because the first request may have hung."""
+
+_LONGEST_END = 0.5  # seconds; how long a cancelled request may take to end
+
+_KEPT = 10.0
+"""Seconds for which a token is kept whose attempt to connect had timed out."""
+
 _Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
 
 
 class _TokenProvider(_Base):  # type: ignore[misc]
-    """A token provider that raises only errors that aiokafka handles.
+    """A token provider that raises only errors that aiokafka handles, and that may be slow.
 
     aiokafka 0.14 expects a KafkaError while it connects (`AIOKafkaClient._get_conn`). Any other
     exception ends its background tasks permanently and without a log record.
+
+    A request for a token goes on when the attempt to connect that made it has timed out. The next
+    attempt gets its token. Attempts at the same time share a request.
     """
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
+        self._request: asyncio.Task[str] | None = None  # whose token nothing has received yet
+        self._useful_until = 0.0  # absolute loop time
         self.tokens: deque[str] = deque(maxlen=_TOKENS)
 
     async def token(self) -> str:
         """Return a token of the application's provider."""
-        task = asyncio.current_task()
+        request = self._request
+        loop = asyncio.get_running_loop()
+        if request is not None and request.get_loop() is not loop:
+            request = None  # that loop was closed
+        if request is not None and loop.time() >= self._useful_until:
+            request.cancel()
+            request = None
+        if request is None:
+            # In an empty context: the deadline of the first attempt does not apply to it.
+            request = self._request = loop.create_task(
+                self._ask(), name="resilient-io kafka token", context=Context()
+            )
+            request.add_done_callback(self._received)
+            self._useful_until = loop.time() + _LONGEST_REQUEST
+        await asyncio.wait([request])
+        if self._request is request:
+            self._request = None
+        if request.cancelled():
+            raise TokenFailed("the OAuth token provider cancelled itself")
+        return request.result()
+
+    def _received(self, request: asyncio.Task[str]) -> None:
+        if request is self._request:
+            self._useful_until = request.get_loop().time() + _KEPT
+        if not request.cancelled():
+            request.exception()  # perhaps no attempt to connect is left that raises it
+
+    async def aclose(self) -> None:
+        """End a request for a token. A provider that goes on nevertheless is not waited for."""
+        request, self._request = self._request, None
+        if request is not None and request.get_loop() is asyncio.get_running_loop():
+            request.cancel()
+            await asyncio.wait([request], timeout=_LONGEST_END)
+
+    async def _ask(self) -> str:
         try:
             token = await self._provider.token()
-        except asyncio.CancelledError:
-            if task is None or task.cancelling():
-                raise
-            raise TokenFailed("the OAuth token provider cancelled itself") from None
         # The boundary to the application's code: its exceptions must not end the driver.
         except Exception as error:
             name = type(error).__name__
@@ -158,6 +202,12 @@ class KafkaTarget:
     def uses_sasl(self) -> bool:
         """Whether connections authenticate with SASL."""
         return str(self._options.get("security_protocol", "")).startswith("SASL")
+
+    async def aclose(self) -> None:
+        """End what runs in the background. The target may be used again."""
+        provider = self._options.get("sasl_oauth_token_provider")
+        if provider is not None:
+            await provider.aclose()
 
     def secrets(self) -> tuple[str, ...]:
         """Return the password and the latest tokens, to remove them from texts of the driver."""
