@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import ipaddress
 from collections import deque
-from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from aiokafka import conn as driver
@@ -14,6 +13,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
 from resilient_io.errors import ConfigurationError
+from resilient_io.tasks import SharedTask
 from resilient_io.text import format_address, quote_url
 
 from .driver import CONNECTION_OPTIONS
@@ -36,13 +36,11 @@ _OAuthAuthenticator: Any = driver.OAuthAuthenticator
 
 _TOKENS = 4  # how many of the latest tokens to keep, to remove them from error messages
 
-_LONGEST_REQUEST = 30.0
-"""Seconds after which a token is requested again, because the first request may have hung."""
-
-_LONGEST_END = 0.5  # seconds; how long a cancelled request may take to end
-
 _KEPT = 10.0
 """Seconds for which a token is kept whose attempt to connect had timed out."""
+
+_LONGEST_REQUEST = 30.0
+"""Seconds after which a token is requested again, because the first request may have hung."""
 
 _Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
 
@@ -59,45 +57,21 @@ class _TokenProvider(_Base):  # type: ignore[misc]
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
-        self._request: asyncio.Task[str] | None = None  # whose token nothing has received yet
-        self._useful_until = 0.0  # absolute loop time
+        self._request = SharedTask(
+            "resilient-io kafka token",
+            ended=lambda: TokenFailed("the OAuth token provider cancelled itself"),
+            kept=_KEPT,
+            longest=_LONGEST_REQUEST,
+        )
         self.tokens: deque[str] = deque(maxlen=_TOKENS)
 
     async def token(self) -> str:
         """Return a token of the application's provider."""
-        request = self._request
-        loop = asyncio.get_running_loop()
-        if request is not None and request.get_loop() is not loop:
-            request = None  # that loop was closed
-        if request is not None and loop.time() >= self._useful_until:
-            request.cancel()
-            request = None
-        if request is None:
-            # In an empty context: the deadline of the first attempt does not apply to it.
-            request = self._request = loop.create_task(
-                self._ask(), name="resilient-io kafka token", context=Context()
-            )
-            request.add_done_callback(self._received)
-            self._useful_until = loop.time() + _LONGEST_REQUEST
-        await asyncio.wait([request])
-        if self._request is request:
-            self._request = None
-        if request.cancelled():
-            raise TokenFailed("the OAuth token provider cancelled itself")
-        return request.result()
-
-    def _received(self, request: asyncio.Task[str]) -> None:
-        if request is self._request:
-            self._useful_until = request.get_loop().time() + _KEPT
-        if not request.cancelled():
-            request.exception()  # perhaps no attempt to connect is left that raises it
+        return await self._request.result(self._ask)
 
     async def aclose(self) -> None:
         """End a request for a token. A provider that goes on nevertheless is not waited for."""
-        request, self._request = self._request, None
-        if request is not None and request.get_loop() is asyncio.get_running_loop():
-            request.cancel()
-            await asyncio.wait([request], timeout=_LONGEST_END)
+        await self._request.aclose()
 
     async def _ask(self) -> str:
         try:
