@@ -248,6 +248,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Return the virtual time in seconds."""
         return self.now
 
+    def running(self) -> SimulatedLoop:
+        """Return this loop if it is running, as `asyncio.get_running_loop`."""
+        if self._thread_id is None:
+            raise RuntimeError("no running event loop")
+        return self
+
     def at(self, when: float, *call: Any) -> IOEvent:
         """Call a function at a time, outside our process: a packet, a server's timer, a fault.
 
