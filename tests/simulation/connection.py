@@ -767,7 +767,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             return b""
         self._broken = f"{self._broken} ended"
         delay = self._latency + self._jitter + self.host.extra
-        self._push(self._loop.time() + delay, self.reset_both)
+        self._push(self._loop.now + delay, self.reset_both)
         return data[: 1 + int(self._random() * (len(data) - 1))]
 
     def lose_at_client(self) -> None:

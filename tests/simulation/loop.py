@@ -185,9 +185,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     # Faster than the dictionary of so many attributes.
     __slots__ = (
         "_blocked",
+        "_closed",
         "_escape",
         "_polling",
         "_random",
+        "_ready",
+        "_scheduled",
+        "_stopping",
+        "_thread_id",
         "create_future",
         "io_context",
         "max_steps",
@@ -496,9 +501,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         **options: Any,
     ) -> asyncio.Task[T]:
         """Return a task of this loop."""
-        self._check_closed()
-        if self._task_factory is not None:
-            self.escape("set_task_factory()")
+        if self._closed:
+            self._check_closed()
         # The name must not come from the counter of the asyncio module.
         if name is None:
             name = f"Task-{next(self._task_names)}"

@@ -76,8 +76,9 @@ def a_call_that_reports_nothing_applied_was_never_applied(index: Index) -> Itera
     """
     for number, commands in index.commands.items():
         operation = index.operations[number]
-        promised = operation.outcome in (Outcome.NOT_APPLIED, Outcome.WATCH_FAILED) or any(
-            "nothing was applied" in note for note in operation.facts.get("notes", ())
+        promised = operation.outcome in (Outcome.NOT_APPLIED, Outcome.WATCH_FAILED) or (
+            "notes" in operation.facts
+            and any("nothing was applied" in note for note in operation.facts["notes"])
         )
         if not promised:
             continue

@@ -8,7 +8,7 @@ from resilient_io import RetryPolicy
 from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import READ
-from .index import PERMANENT, Broken
+from .index import PERMANENT, Broken, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -271,6 +271,7 @@ def _waits(index: Index) -> float:
     return max(0.0, 2 * (longest - 1.0))
 
 
+@once
 def _periods(index: Index) -> dict[str, list[_Period]]:
     """Return the states of each dependency, until the clients are closed at the end."""
     found: dict[str, list[_Period]] = {}
@@ -306,6 +307,7 @@ def _text(execution: Execution) -> str:
     return execution.reply.text if isinstance(execution.reply, ErrorReply) else ""
 
 
+@once
 def _times_of_refusals(index: Index) -> list[float]:
     return [
         execution.time

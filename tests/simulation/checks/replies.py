@@ -82,8 +82,11 @@ def a_reply_is_one_that_the_server_gave_during_the_call(index: Index) -> Iterato
                 continue
             if name in BLOCKING and not reply:
                 continue  # the time ran out; the server need not log that
-            given = [execution.reply for execution in index.during_call(command)]
-            if not any(same(name, reply, each) for each in given):
+            for execution in index.during_call(command):
+                if same(name, reply, execution.reply):
+                    break
+            else:
+                given = [execution.reply for execution in index.during_call(command)]
                 shown = ", ".join(_short(each) for each in given) or "nothing"
                 yield Broken(
                     f"{command} returned {_short(reply)}; the server had replied {shown}",
