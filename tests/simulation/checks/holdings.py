@@ -206,9 +206,7 @@ def _extensions(index: Index) -> list[Execution]:
     return [
         execution
         for execution in index.named(b"EVALSHA", b"EVAL")
-        if len(execution.words) >= 6
-        and execution.applied
-        and execution.reply == 1
+        if len(execution.words) >= 6 and execution.applied and execution.reply == 1
     ]
 
 

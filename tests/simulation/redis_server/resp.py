@@ -141,10 +141,8 @@ def plain(reply: Reply) -> Reply:
     kind = type(reply)
     if kind is bytes or kind is int or reply is None or kind is ErrorReply:
         return reply
-    if reply is OK:
-        return b"OK"
     if kind is Status or kind is Text:
-        return bytes(reply)
+        return b"OK" if reply is OK else bytes(reply)
     if reply is NULL_ARRAY:
         return None
     if isinstance(reply, (list, tuple)):
