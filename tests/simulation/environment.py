@@ -29,7 +29,7 @@ from .loop import NothingWillHappen, SimulatedLoop, TooManySteps, describe_excep
 from .plan import NetworkSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     Replace = Callable[[Any, str, Any], None]
 
@@ -167,9 +167,25 @@ def _replace_asyncio(stack: contextlib.ExitStack, replace: Replace, loop: Simula
     registry.add = deque[Any](maxlen=0).append  # it does nothing: the loop has a list of its tasks
     stack.callback(delattr, registry, "add")
     replace(asyncio, "all_tasks", lambda _loop=None: set(loop.unfinished_tasks()))
+    replace(asyncio, "wait", _wait)
     if sys.version_info < (3, 12):  # it makes a system call, 700 times in a run
         replace(asyncio, "get_running_loop", loop.running)
         replace(asyncio.events, "get_running_loop", loop.running)
+
+
+async def _wait(
+    futures: Iterable[asyncio.Future[Any]],
+    *,
+    timeout: float | None = None,
+    return_when: str = asyncio.ALL_COMPLETED,
+) -> tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+    """Do what `asyncio.wait` does, without the search for coroutines among the futures."""
+    awaited = set(futures)
+    if not awaited:
+        raise ValueError("Set of Tasks/Futures is empty.")
+    wait: Any = asyncio.tasks._wait  # type: ignore[attr-defined]
+    ended, pending = await wait(awaited, timeout, return_when, asyncio.get_running_loop())
+    return ended, pending
 
 
 class _Collector(logging.Handler):
