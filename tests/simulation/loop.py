@@ -341,7 +341,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 if call is None:
                     continue
                 try:
-                    handle.context.run(*call)
+                    if len(call) == 2:  # the usual case, without another tuple
+                        handle.context.run(call[0], call[1])
+                    else:
+                        handle.context.run(*call)
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001 (as `asyncio.Handle._run`)

@@ -91,13 +91,12 @@ def a_call_is_not_refused_as_down_without_a_reason(index: Index) -> Iterator[Bro
     """No call fails because the server is down when nothing was wrong for a while."""
     setups = () if index.plan is None else index.plan.clients
     waits = {setup.label: setup.policy.get("outage_wait", _OUTAGE_WAIT) for setup in setups}
-    for operation in index.history.operations:
+    for operation in index.by_outcome.get(Outcome.NOT_APPLIED, ()):
         ended = operation.ended or operation.started
         # The outage began before the call, or at most `outage_wait` before the call failed.
         latest = max(operation.started, ended - waits.get(operation.client, _OUTAGE_WAIT))
         if (
-            operation.outcome is Outcome.NOT_APPLIED
-            and ": down (" in operation.error
+            ": down (" in operation.error
             and not index.disturbed(operation.started, ended, after=_RECOVERY + 2.0)
             # A stall counts as time of the server as far as the loop's beat does not show it.
             and index.unmeasured(latest - 2.0, ended) <= _UNMEASURED

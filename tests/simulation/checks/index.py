@@ -200,6 +200,19 @@ class Index:
         return found[1] if found is not None else None
 
     @cached_property
+    def by_outcome(self) -> dict[Outcome | None, list[Operation]]:
+        """The operations that ended in the same way; None for those that have not ended."""
+        found: dict[Outcome | None, list[Operation]] = {}
+        for operation in self.history.operations:
+            found.setdefault(operation.outcome, []).append(operation)
+        return found
+
+    def ended(self, outcome: Outcome) -> Iterator[tuple[Operation, list[Command]]]:
+        """Yield the operations that ended in a way, and their commands."""
+        for operation in self.by_outcome.get(outcome, ()):
+            yield operation, self.commands[operation.number]
+
+    @cached_property
     def by_name(self) -> dict[bytes, list[Execution]]:
         """The executions of each command, by its name."""
         found: dict[bytes, list[Execution]] = {}
