@@ -101,7 +101,10 @@ def serve(requests: TextIO, replies: TextIO, options: argparse.Namespace) -> Non
             faulthandler.dump_traceback_later(options.limit, exit=True)
             collected = _full_collections()
             try:
-                result = summary(seed, theme, run(draw_plan(seed, theme)), digest=options.digests)
+                finished = run(draw_plan(seed, theme))
+                result = summary(seed, theme, finished, digest=options.digests)
+                finished.history.clear()
+                del finished
             except Exception:  # noqa: BLE001 - a defect of the simulation, or of the client
                 result = {"seed": seed, "theme": theme, "crash": traceback.format_exc()}
             faulthandler.cancel_dump_traceback_later()
