@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import textwrap
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
@@ -115,8 +116,10 @@ def verdict(of: str, *, balanced: bool) -> Text:
 
 
 def event_line(event: Event) -> Text:
-    """Return a line of the timeline."""
-    return Text(f"  {event.at:7.3f} s  {event.text}", _STYLES[event.kind])
+    """Return a line of the timeline. The lines that continue a long one are indented."""
+    line = f"  {event.at:7.3f} s  {event.text}"
+    lines = textwrap.wrap(line, _WIDTH, subsequent_indent=" " * 13)
+    return Text("\n".join(lines), _STYLES[event.kind])
 
 
 def heading(title: str, seconds: float, total: float) -> Text:

@@ -57,7 +57,7 @@ class PerLoop(weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]):
     """
 
     def of(self, loop: asyncio.AbstractEventLoop, make: Callable[[], T]) -> T:
-        """Return what a loop has, which is made if it has none."""
+        """Return the entry of a loop, which `make` creates if there is none."""
         found = self.get(loop)
         if found is None:
             if self:

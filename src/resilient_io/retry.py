@@ -63,7 +63,9 @@ class RetryPolicy:
             for the dependency within the deadline.
         outage_wait: Seconds of an outage during which calls of a Redis client wait within their
             deadline, although `while_down="fail"`: a restart then causes slow calls, not errors. A
-            server that has never answered, and a permanent cause, are not waited for.
+            server that has never answered, and a permanent cause, are not waited for. Calls wait
+            longer for a failover: with Sentinels, and in a cluster with replicas. 0 switches both
+            off.
         retry_budget: Tokens shared by all calls to the dependency. A retry costs 5 tokens, or 10
             after a timeout; a success earns 1. 0 forbids retries, `math.inf` sets no limit.
 

@@ -1,21 +1,27 @@
-"""Background tasks that run until their owner closes, their timers, and waiters for a change."""
+"""Background tasks, shared tasks, the timers of tasks, and waiters for a change."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Final
+from contextvars import Context
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from resilient_io.errors import Closed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger("resilient_io")
 
 BEAT: Final = 0.25
 """Seconds between two beats; a power of two, so that their times are exact."""
+
+
+_LONGEST_END = 0.5  # seconds for which the end of a cancelled task is waited for
 
 
 def beat_before(when: float, spacing: float = BEAT) -> float:
@@ -96,3 +102,71 @@ class Signal:
             await waiter
         finally:
             waiters.remove(waiter)
+
+
+class SharedTask:
+    """A task whose result all callers share that come while it runs.
+
+    So a lookup that hangs occupies one thread, instead of one for each connect attempt. Cancelling
+    a wait leaves the task running for the next caller.
+
+    Args:
+        name: The name of the task.
+        ended: Returns the error to raise if the task was cancelled.
+        kept: Seconds for which a result that nothing has received is kept for the next caller.
+        longest: Seconds after which a task is replaced, because it may have hung.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        ended: Callable[[], Exception],
+        kept: float = 0.0,
+        longest: float = math.inf,
+    ) -> None:
+        self._name = name
+        self._ended = ended
+        self._kept = kept
+        self._longest = longest
+        self._task: asyncio.Task[object] | None = None
+        self._until = 0.0  # loop time from which another task is started
+
+    async def result(self, start: Callable[[], Awaitable[Result]]) -> Result:
+        """Return the result of the running task, or of a new one that awaits `start()`."""
+        loop = asyncio.get_running_loop()
+        task = self._task
+        if task is not None and task.get_loop() is not loop:
+            task = None  # that loop was closed
+        if task is not None and loop.time() >= self._until:
+            task.cancel()
+            task = None
+        if task is None:
+
+            async def run() -> object:
+                return await start()
+
+            # In an empty context: it outlives the call that starts it, and the call's deadline.
+            task = self._task = loop.create_task(run(), name=self._name, context=Context())
+            self._until = loop.time() + self._longest
+            task.add_done_callback(self._done)
+        await asyncio.wait([task])
+        if self._task is task:
+            self._task = None
+        if task.cancelled():
+            raise self._ended()
+        result: Result = task.result()  # type: ignore[assignment]
+        return result
+
+    def _done(self, task: asyncio.Task[object]) -> None:
+        if task is self._task:
+            self._until = task.get_loop().time() + self._kept
+        if not task.cancelled():
+            task.exception()  # the caller may be gone, and asyncio would log it
+
+    async def aclose(self) -> None:
+        """Cancel the task if it is running, and wait for its end for half a second. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_LONGEST_END)

@@ -128,7 +128,7 @@ async def test_servers_behind_a_dependency_are_listed_with_their_state(page):
             TopologyServer(address="10.0.0.2:6379", role="replica", state="up", lag=1.0),
             TopologyServer(address=LONG, role="replica", state="down"),
         ),
-        master_since=now - 100.0,
+        master_since=now - 6010.0,  # shown without seconds
         sentinels=3,
         sentinels_reached=2,
         failovers=2,
@@ -142,7 +142,7 @@ async def test_servers_behind_a_dependency_are_listed_with_their_state(page):
     ):
         await page.open(server.port)
         summary = (await page.texts(".servers small"))[0]
-        assert summary.startswith("master for 1 min 40 s · 2 of 3 Sentinels reached · 2 failovers")
+        assert summary.startswith("master for 1 h 40 min · 2 of 3 Sentinels reached · 2 failovers")
         assert summary.endswith(": 1.2 s, 20 calls held")
         assert [line.split("\n") for line in await page.texts(".servers li")] == [
             ["10.0.0.1:6379", "master"],

@@ -45,6 +45,7 @@ _Urls = Annotated[
     typer.Argument(
         metavar="URL",
         help="redis://[user[:password]@]host:port/db, rediss:// (TLS), unix:///path, "
+        "redis+sentinel://host:port,host:port/master/db, "
         "kafka://[user:password@]host:port,host:port or kafkas:// (TLS). Arguments are visible in "
         "the process list: for passwords use --url-env, --url-file or --ask-password.",
         show_default=False,

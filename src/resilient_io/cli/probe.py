@@ -25,7 +25,7 @@ Usage: resilient-io probe (--file FILE | --url URL) [OPTIONS]
   --file FILE        heartbeat file that the service writes
   --ready            whether the service may get traffic (with --file; the default)
   --live             whether the process itself works; never depends on other services (with --file)
-  --started          whether all dependencies have answered once (with --file)
+  --started          whether the service has ever been ready (with --file)
   --max-age SECONDS  longest age of the heartbeat; by default 5 of its intervals, for --live 30
   --url URL          http:// address that answers 2xx for yes, for example
                      http://127.0.0.1:8080/readyz

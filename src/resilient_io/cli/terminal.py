@@ -69,7 +69,7 @@ class Report:
         self._as_json = as_json
 
     def heading(self, text: str) -> None:
-        """Show what the next findings are about; in JSON, each finding has it."""
+        """Show the subject of the next findings. In JSON, each finding names it."""
         if not self._as_json:
             self._print(text)
 

@@ -435,7 +435,7 @@ class LineDisplay(Display):
             self._write(transition_text(change))
 
     def summary(self, statistics: Sequence[Statistics]) -> None:
-        """Write one line for each."""
+        """Write one line for each dependency."""
         write_line("---")
         for each in statistics:
             write_line(each.summary())
@@ -475,7 +475,7 @@ class JsonDisplay(Display):
         )
 
     def summary(self, statistics: Sequence[Statistics]) -> None:
-        """Write one line for each."""
+        """Write one line for each dependency."""
         for each in statistics:
             self._write("summary", **each.as_dict())
 

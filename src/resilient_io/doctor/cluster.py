@@ -181,7 +181,7 @@ async def _check_nodes(
 
 
 def read_view(endpoint: Endpoint, replies: Sequence[Any]) -> NodeView | CheckResult:
-    """Return what the replies of a node to the questions of the doctor say."""
+    """Return the view of a node, from its replies to the requests of the doctor."""
     own_id, nodes, info, role, replication, timeout = replies
     for needed in (own_id, nodes):
         if isinstance(needed, driver.ResponseError):

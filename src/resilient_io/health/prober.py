@@ -43,7 +43,7 @@ _log = logging.getLogger("resilient_io.health")
 
 
 def never() -> float:
-    """Return the time of what has not happened."""
+    """Return minus infinity, the time of an event that has not happened."""
     return -math.inf
 
 
@@ -605,6 +605,6 @@ class Prober:
             self._alarm.set(loop.time() + left, _RESOLUTION)
         elif not probe.expired:  # a suspicion may have ended this probe already
             # The first request of a probe is acknowledged soon after the probe began.
-            within = self._settings.timeout + _ACKNOWLEDGED
+            within = loop.time() - probe.began + _ACKNOWLEDGED
             probe.silence = describe_silence(client.links(), within=within)
             probe.end()

@@ -13,6 +13,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
 from resilient_io.errors import ConfigurationError
+from resilient_io.tasks import SharedTask
 from resilient_io.text import format_address, quote_url
 
 from .driver import CONNECTION_OPTIONS
@@ -35,29 +36,46 @@ _OAuthAuthenticator: Any = driver.OAuthAuthenticator
 
 _TOKENS = 4  # how many of the latest tokens to keep, to remove them from error messages
 
+_KEPT = 10.0
+"""Seconds for which a token is kept whose attempt to connect had timed out."""
+
+_LONGEST_REQUEST = 30.0
+"""Seconds after which a token is requested again, because the first request may have hung."""
+
 _Base: Any = AbstractTokenProvider  # according to its type hints, a token is None
 
 
 class _TokenProvider(_Base):  # type: ignore[misc]
-    """A token provider that raises only errors that aiokafka handles.
+    """A token provider that raises only errors that aiokafka handles, and that may be slow.
 
     aiokafka 0.14 expects a KafkaError while it connects (`AIOKafkaClient._get_conn`). Any other
     exception ends its background tasks permanently and without a log record.
+
+    A request for a token goes on when the attempt to connect that made it has timed out. The next
+    attempt gets its token. Attempts at the same time share a request.
     """
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
+        self._request = SharedTask(
+            "resilient-io kafka token",
+            ended=lambda: TokenFailed("the OAuth token provider cancelled itself"),
+            kept=_KEPT,
+            longest=_LONGEST_REQUEST,
+        )
         self.tokens: deque[str] = deque(maxlen=_TOKENS)
 
     async def token(self) -> str:
         """Return a token of the application's provider."""
-        task = asyncio.current_task()
+        return await self._request.result(self._ask)
+
+    async def aclose(self) -> None:
+        """End a request for a token. A provider that goes on nevertheless is not waited for."""
+        await self._request.aclose()
+
+    async def _ask(self) -> str:
         try:
             token = await self._provider.token()
-        except asyncio.CancelledError:
-            if task is None or task.cancelling():
-                raise
-            raise TokenFailed("the OAuth token provider cancelled itself") from None
         # The boundary to the application's code: its exceptions must not end the driver.
         except Exception as error:
             name = type(error).__name__
@@ -158,6 +176,12 @@ class KafkaTarget:
     def uses_sasl(self) -> bool:
         """Whether connections authenticate with SASL."""
         return str(self._options.get("security_protocol", "")).startswith("SASL")
+
+    async def aclose(self) -> None:
+        """End what runs in the background. The target may be used again."""
+        provider = self._options.get("sasl_oauth_token_provider")
+        if provider is not None:
+            await provider.aclose()
 
     def secrets(self) -> tuple[str, ...]:
         """Return the password and the latest tokens, to remove them from texts of the driver."""

@@ -144,7 +144,7 @@ class StoredDeadLetter:
 
 @dataclass(slots=True)
 class ReplayReport:
-    """What a replay has done, and what it left.
+    """How many dead letters a replay has sent, and how many it left, and why.
 
     Attributes:
         replayed: Dead letters that were sent to their topics; with `dry_run`, those that would be.

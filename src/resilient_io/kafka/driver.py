@@ -260,7 +260,7 @@ def abort_connection(connection: Connection) -> asyncio.Future[None] | None:
 
 
 def reconnect(connection: Connection) -> None:
-    """Close a connection so that the driver connects again and repeats what it may."""
+    """Close a connection, so that the driver connects again and repeats its requests."""
     _abort_transport(connection)
     connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
 

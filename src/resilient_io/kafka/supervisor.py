@@ -108,7 +108,7 @@ class RestartBackoff:
             )
 
     def failed(self, error: Exception, lifetime: float, *, final: bool) -> float:
-        """Report why a driver failed, and return the seconds until the next one."""
+        """Report why a driver failed. Return the seconds until the next one is started."""
         if lifetime >= _STABLE_AFTER:
             self._backoff.reset()
         kind = classify_error(error).kind

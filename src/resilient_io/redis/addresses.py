@@ -15,13 +15,13 @@ import ipaddress
 import itertools
 import socket
 from collections.abc import Callable, Mapping
-from contextvars import Context
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import RedisError
 
 from resilient_io.errors import ConfigurationError
+from resilient_io.tasks import SharedTask
 
 from .errors import CLOSED
 
@@ -131,42 +131,9 @@ class ConfiguredAddress:
         """Do nothing: it has no connections."""
 
 
-class SharedTask:
-    """A task whose result all callers share that come while it runs.
-
-    So a lookup that hangs occupies one thread, instead of one for each connect attempt. Cancelling
-    a wait leaves the task running for the next caller.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._task: asyncio.Task[object] | None = None
-
-    async def result(self, start: Callable[[], Awaitable[Result]]) -> Result:
-        """Return the result of the running task, or of a new one that awaits `start()`."""
-        task = self._task
-        if task is None or task.done():
-
-            async def run() -> object:
-                return await start()
-
-            # In an empty context: it outlives the call that starts it, and the call's deadline.
-            task = self._task = asyncio.get_running_loop().create_task(
-                run(), name=self._name, context=Context()
-            )
-            # The caller may be gone before the task fails; asyncio would log that.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([task])
-        if task.cancelled():
-            raise ConnectionLostError(CLOSED.detail)
-        result: Result = task.result()  # type: ignore[assignment]
-        return result
-
-    async def aclose(self) -> None:
-        """Cancel the task if it is running. Idempotent."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
+def closed() -> Exception:
+    """Return the error of a lookup that was ended when the client was closed."""
+    return ConnectionLostError(CLOSED.detail)
 
 
 class Places:
@@ -176,7 +143,7 @@ class Places:
 
     def __init__(self, source: AddressSource) -> None:
         self._source = source
-        self._lookup = SharedTask("resilient-io redis name lookup")
+        self._lookup = SharedTask("resilient-io redis name lookup", ended=closed)
         self._failed: dict[tuple[str, int], None] = {}  # address and port, the latest failure last
 
     async def find(self) -> list[Place]:

@@ -178,10 +178,10 @@ class Call:
         raise NotImplementedError
 
     def describe(self, error: ResilientIOError) -> None:
-        """Add to an error what only the call knows, beyond its name."""
+        """Add details of the call to an error, such as the replies that have arrived."""
 
     def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (for subclasses)
-        """Return whether another server decides by now, whatever the earlier one still applies."""
+        """Return whether what the server of an earlier attempt still applies has no effect."""
         return False
 
     async def until_fenced(self, carrier: Carrier) -> bool:
@@ -665,7 +665,7 @@ class MultiplexedCall(Call):
         return self._command.effect
 
     async def attempt(self, limits: Limits) -> object:
-        """Send the command, or continue with what the hot path began."""
+        """Send the command, or continue the attempt that the hot path began."""
         first, self._first = self._first, None
         reply: object = first
         if isinstance(first, ConnectionLost | Undeliverable):

@@ -24,9 +24,10 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.utils import SENTINEL as _UNSET
 
 from resilient_io.health import Cause
+from resilient_io.tasks import SharedTask
 from resilient_io.text import clean_text, format_address
 
-from .addresses import ConfiguredAddress, Place, Places, Race, SharedTask
+from .addresses import ConfiguredAddress, Place, Places, Race, closed
 from .driver_connection import (
     StallTolerantTimeout,
     abort,
@@ -267,7 +268,7 @@ class RedisTarget:
         self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
         self.reached = False
         """Whether a connection has been opened, so that the port speaks what this client does."""
-        self._explanation = SharedTask("resilient-io redis TLS check")
+        self._explanation = SharedTask("resilient-io redis TLS check", ended=closed)
         self._explained = -math.inf  # loop time of the latest explanation of a reset
         self._reset_reason: ssl.SSLError | None = None
 

@@ -625,7 +625,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self._owner.connection_changed()
 
     def _read_large_value(self) -> None:
-        """Have the rest of a large value written to where it belongs."""
+        """Receive the rest of a large value directly into its own memory."""
         # uvloop reads as before until it is paused.
         if isinstance(self._loop, asyncio.BaseEventLoop):
             large = self._responses.large_replies

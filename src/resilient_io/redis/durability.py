@@ -277,7 +277,7 @@ class _GroupCall(Call):
 
     @property
     def effect(self) -> Effect:
-        """The worst case."""
+        """The effect of executing it twice; the worst one, because its calls may be any writes."""
         return Effect.NON_IDEMPOTENT
 
 

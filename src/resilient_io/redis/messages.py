@@ -105,7 +105,7 @@ class MessageQueue:
         self._append(message, size)
 
     def put(self, item: Item) -> None:
-        """Add what is never dropped."""
+        """Add an item that is never dropped, such as a gap or a confirmation."""
         if self._dropped and isinstance(item, Gap):
             self._append(self._take_dropped())
         self._append(item)

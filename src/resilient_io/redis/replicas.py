@@ -301,7 +301,7 @@ class ReplicaSet:
         self._addresses.known = [*kept, *added]
 
     async def _ask_replica(self, runtime: Runtime) -> None:
-        """Record what the replica has by now, for each connection: they may lead to different."""
+        """Record the offset of the replica that each connection leads to: there may be several."""
         connections = runtime.multiplexer.connections
         self._reached = {each: when for each, when in self._reached.items() if each in connections}
         for connection in connections:

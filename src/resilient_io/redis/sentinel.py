@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError, ResponseError
 
+from resilient_io.tasks import SharedTask
 from resilient_io.text import format_address
 
-from .addresses import SharedTask, map_address
+from .addresses import closed, map_address
 from .errors import connection_failure
 from .wrong_server import SENTINEL_PORT, UnknownMaster
 
@@ -112,7 +113,7 @@ class SentinelAddress:
         self._role_of = role_of
         self._rng = rng if rng is not None else random.Random()
         self._turn: int | None = None  # the position of the latest replica
-        self._lookup = SharedTask("resilient-io redis sentinel lookup")
+        self._lookup = SharedTask("resilient-io redis sentinel lookup", ended=closed)
         self._listeners: list[Callable[[KnownMaster | None, KnownMaster], None]] = []
         self._servers: dict[int, list[Address]] = {}  # all that a Sentinel has ever named, by index
         self.known: KnownMaster | None = None

@@ -238,7 +238,7 @@ def _read_path(path: str, sentinels: Sequence[Address]) -> tuple[str, str]:
         raise ConfigurationError(f"it has no name of a master after {where}: use {SENTINEL_FORM}")
     if db and not db.isdecimal():
         raise ConfigurationError(
-            f"what follows the name of the master is not the number of a database: use "
+            f"the part after the name of the master is not the number of a database: use "
             f"{SENTINEL_FORM}"
         )
     return unquote(service_name), db

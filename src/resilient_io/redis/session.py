@@ -97,7 +97,7 @@ def read_client_name(reply: Any, **_: object) -> str | None:
 
 
 def check_client_name(operands: Sequence[Any]) -> None:
-    """Raise what the server replies to an invalid name."""
+    """Raise the error that the server would return if the name is invalid."""
     if len(operands) != 1:
         raise ResponseError("wrong number of arguments for 'client|setname' command")
     if not all("!" <= character <= "~" for character in _text(operands[0])):

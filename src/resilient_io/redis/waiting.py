@@ -147,7 +147,7 @@ class WaitingRequests:
             self._abandoned = 0
 
     def send_next(self, connection: MultiplexedConnection) -> None:
-        """Send the first request on `connection`, unless its caller or its time is gone."""
+        """Send the first request on `connection`, unless it need not be sent any more."""
         queue = self._queue()
         request = queue.popleft()
         if not queue:

@@ -119,18 +119,18 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     async def start(self) -> None:
-        """Start what is not running."""
+        """Start the processes that are not running."""
 
     @abc.abstractmethod
     def kill(self) -> None:
-        """Kill what is running (SIGKILL)."""
+        """Kill the running processes (SIGKILL)."""
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Kill what is running, and remove its folders."""
+        """Kill the running processes, and remove their folders."""
 
     async def restart(self) -> None:
-        """Kill what is running, and start everything on the same ports."""
+        """Kill the running processes, and start all of them on the same ports."""
         self.kill()
         await self.start()
 

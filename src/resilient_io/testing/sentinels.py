@@ -132,7 +132,7 @@ class SentinelSetup(Server):
         return address
 
     async def start(self) -> None:
-        """Start what is not running, and wait until a failover is possible.
+        """Start the processes that are not running, and wait until a failover is possible.
 
         If this fails or is cancelled, no process is left.
 

@@ -10,7 +10,7 @@ from resilient_io import Cause, Progress, State
 from resilient_io.kafka import ResilientKafkaConsumer, ResilientKafkaProducer
 from resilient_io.kafka.errors import KafkaAuthenticationFailed, KafkaUnavailable
 from resilient_io.testing import KafkaServer
-from tests.live.kafka.tokens import Issuer, Tokens, login, oauth
+from tests.live.kafka.tokens import Issuer, SlowTokens, Tokens, login, oauth
 
 SOON = 10.0
 PASSWORD = 'alice-"secret"'
@@ -108,6 +108,8 @@ async def check_tokens(server, topic, issuer, other, caplog):
         async with asyncio.timeout(SOON):
             await producer.health.until_up()
             assert (await producer.send_and_wait(topic, b"x")).offset == 1
+    # Each token takes longer than a probe may.
+    await round_trip(server, f"{topic}-slow", oauth(SlowTokens(lambda: issuer.token(60.0))))
 
 
 async def test_refused_credentials_are_one_permanent_error_until_they_are_good(
@@ -117,6 +119,7 @@ async def test_refused_credentials_are_one_permanent_error_until_they_are_good(
     users = {"alice": PASSWORD}
     async with KafkaServer(users=users, scram=True, **issuer.server_options()) as server:
         await server.create_topic(name)
+        await server.create_topic(f"{name}-slow")
         assert "requires TLS or a login?)" in await outage(server, {})
         await check_scram(server, name, caplog)
         await check_tokens(server, name, issuer, other, caplog)

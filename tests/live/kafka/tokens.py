@@ -1,5 +1,6 @@
 """An issuer of signed OAuth tokens, and the options with which a broker trusts it."""
 
+import asyncio
 import base64
 import json
 import time
@@ -73,6 +74,14 @@ class Tokens(AbstractTokenProvider):
     async def token(self):
         self.asked += 1
         return self.make()
+
+
+class SlowTokens(Tokens):
+    """Takes 1.4 s for each."""
+
+    async def token(self):
+        await asyncio.sleep(1.4)
+        return await super().token()
 
 
 def oauth(provider):

@@ -175,7 +175,8 @@ def one_timeout_is_not_an_outage(index: Index) -> Iterator[Broken]:
     Only clients that keep a connection are examined: without one, each attempt to connect counts.
     """
     for watched in _watched(index):
-        shortest = min(watched.response_timeout / 2, watched.connect) + watched.connect
+        probe = min(watched.response_timeout, watched.connect)
+        shortest = min(watched.response_timeout / 2, watched.connect) + probe
         for change in index.history.health:
             if (
                 change.dependency != watched.name

@@ -38,10 +38,12 @@ class Client:
         self.heard = -math.inf
         self.probes = []
         self.mute = False
+        self.stall = 0.0
 
     async def probe(self, suspicious):
         self.probes.append(suspicious)
         if self.mute:
+            asyncio.get_running_loop().block(self.stall)
             await asyncio.Event().wait()
         return 0.001
 
@@ -120,6 +122,14 @@ async def test_a_probe_that_times_out_says_whether_the_host_is_reachable(client,
     assert watched.detail == (
         "no answer within 1 s: the host is reachable, the server does not answer"
     )
+
+
+async def test_a_stall_of_our_loop_does_not_hide_that_the_host_is_reachable(client, watched):
+    """Its time does not count for the probe, whose request was acknowledged before the stall."""
+    client.links, client.mute = [dataclasses.replace(ACKED, ack_age=1.6, sent_age=1.6)], True
+    client.stall = 1.0
+    await asyncio.sleep(5)
+    assert watched.detail.endswith("the host is reachable, the server does not answer")
 
 
 async def test_an_earlier_acknowledgement_does_not_show_that_the_host_is_reachable(client, watched):

@@ -87,15 +87,87 @@ async def test_token_provider_raises_only_kafka_errors(answer):
 
 
 async def test_cancellation_of_the_caller_propagates_through_the_token_provider():
-    class Slow(AbstractTokenProvider):
-        async def token(self):
-            await asyncio.sleep(60)
-
-    waiting = asyncio.create_task(guard_token_provider(Slow()).token())
+    provider = guard_token_provider(Slow(60))
+    waiting = asyncio.create_task(provider.token())
     await asyncio.sleep(1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+    await provider.aclose()
+
+
+class Slow(AbstractTokenProvider):
+    """Numbers its tokens, each of which takes some seconds."""
+
+    def __init__(self, *seconds):
+        self.seconds = list(seconds)
+        self.asked = 0
+
+    async def token(self):
+        self.asked += 1
+        number = self.asked
+        await asyncio.sleep(self.seconds.pop(0))
+        return f"token {number}"
+
+
+async def in_time(provider, seconds=1.0):
+    """Return the token, or None if the attempt to connect times out."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await provider.token()
+    except TimeoutError:
+        return None
+
+
+async def test_a_token_that_takes_longer_than_an_attempt_to_connect_is_for_the_next_one():
+    slow = Slow(2.5, 0.1)
+    provider = guard_token_provider(slow)
+    assert [await in_time(provider) for _ in range(3)] == [None, None, "token 1"]
+    assert await in_time(provider) == "token 2", "a token is used for one attempt"
+
+
+async def test_attempts_at_the_same_time_share_a_request_for_a_token():
+    slow = Slow(0.5)
+    provider = guard_token_provider(slow)
+    tokens = await asyncio.gather(*[in_time(provider) for _ in range(5)])
+    assert (tokens, slow.asked) == (["token 1"] * 5, 1)
+
+
+async def test_a_token_that_came_too_late_is_not_kept_for_long():
+    slow = Slow(2.0, 0.1)
+    provider = guard_token_provider(slow)
+    assert await in_time(provider) is None
+    await asyncio.sleep(15)
+    assert await in_time(provider) == "token 2"
+
+
+async def test_a_request_for_a_token_that_hangs_is_replaced():
+    slow = Slow(1e6, 0.1)
+    provider = guard_token_provider(slow)
+    assert await in_time(provider, 29) is None
+    assert await in_time(provider, 2) is None
+    assert await in_time(provider, 2) == "token 2"
+
+
+async def test_a_late_error_of_the_provider_is_raised_by_the_next_attempt():
+    class Failing(AbstractTokenProvider):
+        async def token(self):
+            await asyncio.sleep(2)
+            raise ValueError
+
+    provider = guard_token_provider(Failing())
+    assert await in_time(provider) is None
+    with pytest.raises(TokenFailed, match="raised ValueError"):
+        await in_time(provider, 2)
+
+
+async def test_closing_ends_a_request_for_a_token():
+    target = KafkaTarget("a:1", {"sasl_oauth_token_provider": Slow(1e6)})
+    provider = target.client_options()["sasl_oauth_token_provider"]
+    assert await in_time(provider) is None
+    await target.aclose()
+    await target.aclose()
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_good_token_and_its_extensions_are_passed_on():

@@ -227,7 +227,7 @@ class RecordStream(Generic[T]):
         self._release()
 
     def _finish(self) -> None:
-        """Count what is in hand as handled."""
+        """Count the delivered records as handled."""
         for _, records in self._in_hand():
             records[-1]._progress.reached(records[-1].offset + 1)
         self._clear()
@@ -290,7 +290,7 @@ class RecordStream(Generic[T]):
         raise NotImplementedError
 
     def _clear(self) -> None:
-        """Forget what is in hand."""
+        """Forget the delivered records."""
         raise NotImplementedError
 
 

@@ -245,7 +245,7 @@ class Positions:
             assigned.resetting = False
 
     def handle(self, instance: ConsumerDriver, error: Exception) -> bool:
-        """Find a new position if this is what a fetch failed for; return whether it is."""
+        """Find a new position if a fetch failed for want of one. Return whether it did."""
         if isinstance(error, OffsetOutOfRangeError):
             partitions = list(error.args[0])
         elif (

@@ -326,6 +326,7 @@ class ConsumerRuntime:
         if self._attachment is not None:
             await self._attachment.detach()
         self._probe.close()
+        await self.target.aclose()
 
     # --- called by the components
 

@@ -171,7 +171,7 @@ class FailureHandler:
     # --- actions
 
     async def proceed(self, item: Item) -> None:
-        """Do what is next for a record that is given up; if that fails, do it again later."""
+        """Carry out the next action for a record that is given up. If it fails, try again later."""
         # Until then, its offset is not committed. Cancelling leaves the record as it was.
         state, record, retry_state = item
         if retry_state is None:  # pragma: no cover - only records that have failed come here

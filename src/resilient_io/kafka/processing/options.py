@@ -227,8 +227,8 @@ def plan_run(
         if reads(dead_letter.topic):
             raise ConfigurationError(
                 f"{dead_letter.topic!r} is both a topic of this consumer and the dead-letter "
-                f"topic: its dead letters would be handled again and again; use another topic, "
-                f"which pattern= does not match either"
+                f"topic: its dead letters would be handled again and again; use a topic that "
+                f"the consumer does not read, by name or pattern="
             )
     if handler_policy is not None:
         check_type("handler_policy", handler_policy, HandlerPolicy, use="HandlerPolicy(attempts=3)")

@@ -199,6 +199,7 @@ class ProducerCore:
         self.accumulator.cancel_timers()
         await self._attachment.detach()
         self._probe.close()
+        await self._target.aclose()
         await self._health.release()
         delivered = self.errors.delivered - before
         return DeliveryReport(

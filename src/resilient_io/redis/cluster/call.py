@@ -83,7 +83,7 @@ class ClusterCall(Call):
         return Effect.READ if self._inner is None else self._inner.effect
 
     def describe(self, error: ResilientIOError) -> None:
-        """Add what the call to the node knows."""
+        """Add the details of the call to the node."""
         if self._inner is not None:
             self._inner.describe(error)
 
@@ -174,9 +174,9 @@ class ClusterCall(Call):
         return replace(failed, detail=f"{member.name}: {failed.detail}")
 
     def taken_over(self, carrier: Carrier | None) -> bool:  # noqa: ARG002 (the latest one)
-        """Return whether another node has the slot than the one that may still apply a copy.
+        """Return whether the node that may still apply a copy has lost the slot to another one.
 
-        That node refuses the copy, or loses it together with its other data.
+        It then refuses the copy, or loses it together with its other data.
         """
         member = self._carrier_member
         if self._slot is None or member is None:

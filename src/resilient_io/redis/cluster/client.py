@@ -358,7 +358,7 @@ class ResilientRedisCluster(FrequentCommands, MultiKeyCommands):  # type: ignore
     def _call_after(
         self, reply: Exception, member: Member, command: Command, data: Packed, slot: int
     ) -> ClusterCall:
-        """Return the call that continues after an unusual reply to what the hot path has sent."""
+        """Return the call that continues after an unusual reply on the hot path."""
         if type(reply) is AskError:  # not MOVED, which is a subclass
             # While a slot moves, this is the usual reply, so it is followed without a retry.
             self._runtime.executor.note_redirected()

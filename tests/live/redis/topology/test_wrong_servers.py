@@ -153,7 +153,7 @@ async def test_push_messages_with_resp2(redis_server):
     ("url", "message"),
     [
         ("redis+sentinel://s1", r"no name of a master after s1:26379: use redis\+sentinel://"),
-        ("redis+sentinel://s1:1/m/zero", "what follows the name of the master is not the number"),
+        ("redis+sentinel://s1:1/m/zero", "the part after the name of the master is not the number"),
         ("redis+sentinel:///m", "invalid Sentinel URL 'redis\\+sentinel:///m': it has no host"),
         ("redis+sentinel://s1:99999/m", "its port is not a number from 1 to 65535"),
         ("redis+sentinel://s1,s2:x/m", "a host cannot be parsed, or its port"),
