@@ -13,7 +13,6 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-import redis.asyncio
 import redis.asyncio.connection
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DEPRECATED = frozenset({"lib_name", "lib_version"})
-_DEPRECATED_OF_CLIENTS = _DEPRECATED | {"retry_on_timeout"}
 _PLAIN = frozenset({str, bytes, int})
 _CONSTANT = frozenset({NoBackoff, ExponentialWithJitterBackoff})
 _CHUNK = 6000  # bytes, as `AbstractConnection._buffer_cutoff`
@@ -41,7 +39,6 @@ def make_driver_faster() -> None:
     options = connection.get_default_socket_keepalive_options()
     connection.get_default_socket_keepalive_options = options.copy
     AbstractConnection.__init__ = _constructor(AbstractConnection.__init__)
-    redis.asyncio.Redis.__init__ = _client_constructor(redis.asyncio.Redis.__init__)
     AbstractConnection.pack_command = _packer(AbstractConnection.pack_command)
 
 
@@ -71,19 +68,6 @@ def _constructor(checked: Callable[..., None]) -> Callable[..., None]:
             unchecked(self, **options)
         else:
             checked(self, **options)  # which warns
-
-    return construct
-
-
-def _client_constructor(checked: Callable[..., None]) -> Callable[..., None]:
-    unchecked = inspect.unwrap(checked)
-
-    @functools.wraps(checked)
-    def construct(self: redis.asyncio.Redis, *args: Any, **options: Any) -> None:
-        if args or not _DEPRECATED_OF_CLIENTS.isdisjoint(options):
-            checked(self, *args, **options)  # which warns
-        else:
-            unchecked(self, **options)
 
     return construct
 

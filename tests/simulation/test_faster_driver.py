@@ -3,7 +3,6 @@ import inspect
 import warnings
 
 import pytest
-from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import DecorrelatedJitterBackoff, ExponentialWithJitterBackoff, NoBackoff
@@ -72,12 +71,9 @@ def test_connections_have_the_same_state_as_those_of_redis_py():
 def test_deprecated_options_still_warn():
     with pytest.warns(DeprecationWarning, match="lib_name"):
         Connection(lib_name="x")
-    with pytest.warns(DeprecationWarning, match="retry_on_timeout"):
-        Redis(retry_on_timeout=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Connection()
-        Redis(host="localhost")
 
 
 def test_copies_of_retries_are_independent():
