@@ -173,6 +173,7 @@ def one_timeout_is_not_an_outage(index: Index) -> Iterator[Broken]:
     """DOWN after timeouts takes two of them, of which one may be half of the response timeout.
 
     Only clients that keep a connection are examined: without one, each attempt to connect counts.
+    A refused attempt to connect counts, too.
     """
     for watched in _watched(index):
         probe = min(watched.response_timeout, watched.connect)
@@ -198,6 +199,10 @@ def one_timeout_is_not_an_outage(index: Index) -> Iterator[Broken]:
                 and not index.disturbed(begun - 10.0, begun - 0.001, after=_AFTERMATH)
                 and index.stalled(change.time - 3.0, change.time) < 0.01
                 and _kept_a_connection(index, watched.client, begun, change.time)
+                and not any(
+                    begun < event.time <= change.time
+                    for event in index.events.get("connect failed", ())
+                )
             ):
                 yield Broken(
                     f"{watched.name} became DOWN {change.time - begun:.3f} s after the first "
