@@ -60,8 +60,9 @@ class PerLoop(weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]):
         """Return the entry of a loop, which `make` creates if there is none."""
         found = self.get(loop)
         if found is None:
-            for other in [other for other in self if other.is_closed()]:
-                del self[other]
+            if self:
+                for other in [other for other in self if other.is_closed()]:
+                    del self[other]
             found = self[loop] = make()
         return found
 

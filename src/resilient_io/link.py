@@ -124,6 +124,8 @@ def read_link(sock: Any) -> LinkState | None:
 
 def send_queue_size(descriptor: int) -> int:
     """Return the bytes in a socket's send queue, or 0 where the platform does not tell."""
+    if descriptor < 0:
+        return 0  # the socket is closed
     try:
         import fcntl  # noqa: PLC0415 (not on Windows)
         import termios  # noqa: PLC0415

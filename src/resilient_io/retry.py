@@ -26,6 +26,8 @@ Repeat = Literal["read", "idempotent", "conditional", "any"]
 WhileDown = Literal["fail", "wait"]
 """What a new call does while the dependency is down."""
 
+_REPEATS, _WHILE_DOWN = get_args(Repeat), get_args(WhileDown)
+
 # Beyond this the doubled bound has passed every cap; 2.0**n would overflow at 1024.
 _MAX_DOUBLINGS = 64
 
@@ -91,8 +93,8 @@ class RetryPolicy:
         check_seconds("connect_timeout", self.connect_timeout)
         check_number("outage_wait", self.outage_wait)
         check_number("retry_budget", self.retry_budget, finite=False)
-        check_choice("repeat", self.repeat, get_args(Repeat))
-        check_choice("while_down", self.while_down, get_args(WhileDown))
+        check_choice("repeat", self.repeat, _REPEATS)
+        check_choice("while_down", self.while_down, _WHILE_DOWN)
         if self.backoff > self.backoff_cap:
             raise ConfigurationError(
                 f"backoff={self.backoff!r} is above backoff_cap={self.backoff_cap!r}: "

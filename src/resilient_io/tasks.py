@@ -151,6 +151,9 @@ class SharedTask:
             self._until = loop.time() + self._longest
             task.add_done_callback(self._done)
         await asyncio.wait([task])
+        while task.cancelled() and self._task not in (task, None):
+            task = self._task  # it replaced the one that hung
+            await asyncio.wait([task])
         if self._task is task:
             self._task = None
         if task.cancelled():
@@ -167,6 +170,8 @@ class SharedTask:
     async def aclose(self) -> None:
         """Cancel the task if it is running, and wait for its end for half a second. Idempotent."""
         task, self._task = self._task, None
-        if task is not None and not task.done():
+        if task is None or task.get_loop() is not asyncio.get_running_loop():
+            return  # that loop was closed
+        if not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_LONGEST_END)

@@ -17,18 +17,18 @@ def check_number(
 
     The value must be at least `least`, or above it, and must not be NaN or, if `finite`, infinite.
     """
-    wanted = (
-        f"a {'finite ' if finite else ''}number {'above' if above else 'of at least'} {least:g}"
-    )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(
-            f"{name}={value!r} is not a number: use {wanted}, for example {name}=1.0"
-        )
-    if math.isnan(value) or value < least or (above and value == least):
-        raise ConfigurationError(f"{name}={value!r} is out of range: use {wanted}")
-    if finite and math.isinf(value):
-        raise ConfigurationError(f"{name}={value!r} is not finite: use {wanted}")
-    return float(value)
+        problem, example = "is not a number", f", for example {name}=1.0"
+    elif math.isnan(value) or value < least or (above and value == least):
+        problem, example = "is out of range", ""
+    elif finite and math.isinf(value):
+        problem, example = "is not finite", ""
+    else:
+        return float(value)
+    limit = f"{'above' if above else 'of at least'} {least:g}"
+    raise ConfigurationError(
+        f"{name}={value!r} {problem}: use a {'finite ' if finite else ''}number {limit}{example}"
+    )
 
 
 def check_seconds(name: str, value: object) -> float:

@@ -37,6 +37,8 @@ TCP_INFO = 11  # socket.TCP_INFO of Linux
 FIRST_RETRANSMISSION = 0.2
 """Seconds without an acknowledgement after which data is sent again; each time twice as long."""
 
+_TCP_INFO = struct.Struct("=8B24I88x")
+
 FIN = "FIN"
 RST = "RST"
 
@@ -587,8 +589,10 @@ class Connection(_FlowControlMixin, asyncio.Transport):
     def tcp_info(self) -> bytes:
         """Return the part of Linux's `struct tcp_info` that the client reads."""
         now, size = self._loop.now, self._unacknowledged
-        waited = now - self._first_unacknowledged if size else 0.0
-        retransmits = int(math.log2(waited / FIRST_RETRANSMISSION + 1.0))
+        retransmits = 0
+        if size:
+            waited = now - self._first_unacknowledged
+            retransmits = int(math.log2(waited / FIRST_RETRANSMISSION + 1.0))
         rtt = 2 * (self._latency + self._jitter / 2 + self.host.extra)
         heard = max(self._acknowledged_at, self._received_at)
         words = [0] * 24
@@ -598,8 +602,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
         words[12] = int(1e3 * (now - heard))
         words[15], words[16] = int(1e6 * rtt), int(1e6 * self._jitter)
         words[23] = retransmits
-        head = struct.pack("=8B24I", 1, 0, retransmits, 0, 0, 0, 0, 0, *words)
-        return head.ljust(192, b"\0")
+        return _TCP_INFO.pack(1, 0, retransmits, 0, 0, 0, 0, 0, *words)
 
     # -- the way to the server -------------------------------------------------------------
 
@@ -767,7 +770,7 @@ class Connection(_FlowControlMixin, asyncio.Transport):
             return b""
         self._broken = f"{self._broken} ended"
         delay = self._latency + self._jitter + self.host.extra
-        self._push(self._loop.time() + delay, self.reset_both)
+        self._push(self._loop.now + delay, self.reset_both)
         return data[: 1 + int(self._random() * (len(data) - 1))]
 
     def lose_at_client(self) -> None:

@@ -29,7 +29,9 @@ from .loop import NothingWillHappen, SimulatedLoop, TooManySteps, describe_excep
 from .plan import NetworkSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    Replace = Callable[[Any, str, Any], None]
 
 EPOCH = 1_767_225_600.0
 """The wall clock at virtual time 0: 2026-01-01, in UTC."""
@@ -61,6 +63,23 @@ class Simulation:
     leftover_tasks: list[str] = field(default_factory=list)
 
 
+class _Replacements:
+    """Attributes that have another value during a run."""
+
+    def __init__(self) -> None:
+        self._originals: list[tuple[Any, str, Any]] = []
+
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute until `restore`."""
+        self._originals.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def restore(self) -> None:
+        """Set all attributes to their original values."""
+        for owner, name, value in reversed(self._originals):
+            setattr(owner, name, value)
+
+
 @contextlib.contextmanager
 def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulation]:
     """Replace everything that differs between runs, and yield a loop and a history."""
@@ -73,11 +92,15 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
     make_driver_faster()
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
-        _silence_logging(stack, simulation.log_errors)
-        _catch_warnings(stack, simulation.log_errors)
-        _replace_time(stack, loop)
-        _replace_randomness(stack, Random(f"process/{seed}"))
-        _replace_task_registry(stack, loop)
+        stack.callback(_forget_levels)
+        replacements = _Replacements()
+        stack.callback(replacements.restore)
+        replace = replacements.replace
+        _silence_logging(replace, simulation.log_errors)
+        _catch_warnings(stack, replace, simulation.log_errors)
+        _replace_time(replace, loop)
+        _replace_randomness(stack, replace, Random(f"process/{seed}"))
+        _replace_asyncio(stack, replace, loop)
         if gc.isenabled():
             gc.disable()
             stack.callback(gc.enable)
@@ -88,12 +111,7 @@ def simulated(seed: int, settings: NetworkSettings = NORMAL) -> Iterator[Simulat
             history.stop_clock()  # its records outlive the loop, which is garbage
 
 
-def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    stack.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, value)
-
-
-def _replace_time(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
+def _replace_time(replace: Replace, loop: SimulatedLoop) -> None:
     def wall() -> float:
         return EPOCH + loop.time()
 
@@ -103,12 +121,12 @@ def _replace_time(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
     def sleep(_seconds: float) -> None:
         loop.escape("time.sleep()")
 
-    _replace(stack, time, "time", wall)
-    _replace(stack, time, "time_ns", in_nanoseconds(wall))
-    _replace(stack, time, "sleep", sleep)
+    replace(time, "time", wall)
+    replace(time, "time_ns", in_nanoseconds(wall))
+    replace(time, "sleep", sleep)
     for name in ("monotonic", "perf_counter", "process_time"):
-        _replace(stack, time, name, loop.time)
-        _replace(stack, time, f"{name}_ns", in_nanoseconds(loop.time))
+        replace(time, name, loop.time)
+        replace(time, f"{name}_ns", in_nanoseconds(loop.time))
 
 
 _sources: list[Random] = []
@@ -128,27 +146,46 @@ def _intercept_seeds() -> None:
     random.Random.seed = seed
 
 
-def _replace_randomness(stack: contextlib.ExitStack, source: Random) -> None:
+def _replace_randomness(stack: contextlib.ExitStack, replace: Replace, source: Random) -> None:
     _intercept_seeds()
     _sources.append(source)
     stack.callback(_sources.pop)
-    _replace(stack, os, "urandom", source.randbytes)
-    _replace(stack, random, "_urandom", source.randbytes)  # for SystemRandom
-    _replace(stack, uuid, "uuid1", lambda *_: uuid.UUID(int=source.getrandbits(128), version=1))
+    replace(os, "urandom", source.randbytes)
+    replace(random, "_urandom", source.randbytes)  # for SystemRandom
+    replace(uuid, "uuid1", lambda *_: uuid.UUID(int=source.getrandbits(128), version=1))
     # Faster than `random.getstate` and `random.setstate`, which convert 625 numbers.
     shared = random._inst
-    _replace(stack, shared, "gauss_next", None)
+    replace(shared, "gauss_next", None)
     stack.callback(_random.Random.setstate, shared, _random.Random.getstate(shared))
     random.seed(source.getrandbits(64))
 
 
-def _replace_task_registry(stack: contextlib.ExitStack, loop: SimulatedLoop) -> None:
-    """Replace asyncio's weak set of tasks, which is slow: the loop has a list of them."""
+def _replace_asyncio(stack: contextlib.ExitStack, replace: Replace, loop: SimulatedLoop) -> None:
+    """Replace what is slow in asyncio: its weak set of tasks, and the lookup of the loop."""
     tasks: Any = asyncio.tasks
     registry = tasks._scheduled_tasks if sys.version_info >= (3, 12) else tasks._all_tasks
-    registry.add = deque[Any](maxlen=0).append  # it does nothing
+    registry.add = deque[Any](maxlen=0).append  # it does nothing: the loop has a list of its tasks
     stack.callback(delattr, registry, "add")
-    _replace(stack, asyncio, "all_tasks", lambda _loop=None: set(loop.unfinished_tasks()))
+    replace(asyncio, "all_tasks", lambda _loop=None: set(loop.unfinished_tasks()))
+    replace(asyncio, "wait", _wait)
+    if sys.version_info < (3, 12):  # it makes a system call, 700 times in a run
+        replace(asyncio, "get_running_loop", loop.running)
+        replace(asyncio.events, "get_running_loop", loop.running)
+
+
+async def _wait(
+    futures: Iterable[asyncio.Future[Any]],
+    *,
+    timeout: float | None = None,
+    return_when: str = asyncio.ALL_COMPLETED,
+) -> tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+    """Do what `asyncio.wait` does, without the search for coroutines among the futures."""
+    awaited = set(futures)
+    if not awaited:
+        raise ValueError("Set of Tasks/Futures is empty.")
+    wait: Any = asyncio.tasks._wait  # type: ignore[attr-defined]
+    ended, pending = await wait(awaited, timeout, return_when, asyncio.get_running_loop())
+    return ended, pending
 
 
 class _Collector(logging.Handler):
@@ -164,18 +201,24 @@ class _Collector(logging.Handler):
         self._errors.append(text)
 
 
-def _silence_logging(stack: contextlib.ExitStack, errors: list[str]) -> None:
+def _silence_logging(replace: Replace, errors: list[str]) -> None:
     collector = _Collector(errors)
-    stack.callback(logging.root.manager._clear_cache)
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        _replace(stack, logger, "handlers", [collector])
-        _replace(stack, logger, "propagate", False)
-        _replace(stack, logger, "level", logging.ERROR)
-    logging.root.manager._clear_cache()  # once, which is faster than `setLevel`
+        replace(logger, "handlers", [collector])
+        replace(logger, "propagate", False)
+        replace(logger, "level", logging.ERROR)
+    _forget_levels()
 
 
-def _catch_warnings(stack: contextlib.ExitStack, errors: list[str]) -> None:
+def _forget_levels() -> None:
+    """Make loggers ask for their levels again. `setLevel` does it for all that exist, each time."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith(LOGGERS) and isinstance(logger, logging.Logger):
+            logger._cache.clear()
+
+
+def _catch_warnings(stack: contextlib.ExitStack, replace: Replace, errors: list[str]) -> None:
     def note_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         text = str(message)
         if category is ResourceWarning:
@@ -190,7 +233,7 @@ def _catch_warnings(stack: contextlib.ExitStack, errors: list[str]) -> None:
     warnings.filterwarnings("always", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("always", category=ResourceWarning)
     warnings.showwarning = note_warning
-    _replace(stack, sys, "unraisablehook", note_unraisable)
+    replace(sys, "unraisablehook", note_unraisable)
 
 
 def _end_tasks(simulation: Simulation) -> None:

@@ -185,9 +185,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     # Faster than the dictionary of so many attributes.
     __slots__ = (
         "_blocked",
+        "_closed",
         "_escape",
         "_polling",
         "_random",
+        "_ready",
+        "_scheduled",
+        "_stopping",
+        "_thread_id",
         "create_future",
         "io_context",
         "max_steps",
@@ -247,6 +252,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         """Return the virtual time in seconds."""
         return self.now
+
+    def running(self) -> SimulatedLoop:
+        """Return this loop if it is running, as `asyncio.get_running_loop`."""
+        if self._thread_id is None:
+            raise RuntimeError("no running event loop")
+        return self
 
     def at(self, when: float, *call: Any) -> IOEvent:
         """Call a function at a time, outside our process: a packet, a server's timer, a fault.
@@ -330,7 +341,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 if call is None:
                     continue
                 try:
-                    handle.context.run(*call)
+                    if len(call) == 2:  # the usual case, without another tuple
+                        handle.context.run(call[0], call[1])
+                    else:
+                        handle.context.run(*call)
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001 (as `asyncio.Handle._run`)
@@ -490,9 +504,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         **options: Any,
     ) -> asyncio.Task[T]:
         """Return a task of this loop."""
-        self._check_closed()
-        if self._task_factory is not None:
-            self.escape("set_task_factory()")
+        if self._closed:
+            self._check_closed()
         # The name must not come from the counter of the asyncio module.
         if name is None:
             name = f"Task-{next(self._task_names)}"

@@ -133,7 +133,7 @@ class Network:
         self, name: str, port: int, family: int, future: asyncio.Future[Any], tries: int
     ) -> None:
         modes = self._lookups.get(name, ())
-        random, now = self.random.random, self.loop.time()
+        random, now = self.random.random, self.loop.now
         if "hang" in modes and tries < 2:
             # The resolver asks twice, and waits for 5 s each time.
             self.loop.push(now + 5.0, self._look_up, name, port, family, future, tries + 1)
@@ -212,7 +212,7 @@ class Network:
 
     async def _connect(self, address: str, port: int) -> Connection:
         attempt = _Attempt(self.host(address), port, self.loop.create_future())
-        self.loop.push(self.loop.time() + self._latency(attempt.host), self._arrive, attempt, 1)
+        self.loop.push(self.loop.now + self._latency(attempt.host), self._arrive, attempt, 1)
         try:
             return await attempt.future
         except BaseException:
@@ -228,7 +228,7 @@ class Network:
         """Take the first packet of a connection, at the server's host."""
         if attempt.future.done():
             return
-        host, now = attempt.host, self.loop.time()
+        host, now = attempt.host, self.loop.now
         if not host.servers or host.requests_held or host.replies_held or host.hanging:
             if number <= SYN_ATTEMPTS:
                 self.loop.push(now + 2.0 ** (number - 1), self._arrive, attempt, number + 1)
@@ -284,7 +284,7 @@ class Network:
         self._faults.append(fault)
         self.note(kind, **facts)
         if seconds is not None:
-            self.loop.push(self.loop.time() + seconds, self._end, fault)
+            self.loop.push(self.loop.now + seconds, self._end, fault)
 
     def _end(self, fault: _Fault) -> None:
         if fault in self._faults:

@@ -263,7 +263,7 @@ class World:
         self, operation: Operation, call: Call, work: Callable[[], Awaitable[Any]]
     ) -> None:
         history, loop = self.history, self.loop
-        operation.started_at, operation.started = history.next(), loop.time()
+        operation.started_at, operation.started = history.next(), loop.now
         try:
             operation.reply = plain(await self._within_deadline(operation, call, work))
             operation.outcome = Outcome.OK
@@ -274,7 +274,7 @@ class World:
             client = self.clients.get(operation.client)
             if client is not None:
                 operation.facts["health"] = client.redis.health.state.value
-        operation.ended_at, operation.ended = history.next(), loop.time()
+        operation.ended_at, operation.ended = history.next(), loop.now
 
     async def _within_deadline(
         self, operation: Operation, call: Call, work: Callable[[], Awaitable[Any]]

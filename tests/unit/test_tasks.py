@@ -67,6 +67,16 @@ async def test_a_task_that_hangs_is_replaced():
     assert len(asyncio.all_tasks()) == 1, "the other one was cancelled"
 
 
+async def test_callers_of_a_task_that_was_replaced_get_the_result_of_the_other_one():
+    task, slow = shared(longest=30), Slow(1e6, 1e6, 0.1)
+    waiting = [asyncio.create_task(task.result(slow)) for _ in range(2)]
+    assert await within(29, task, slow) is None
+    for _ in range(2):
+        await asyncio.sleep(30)
+        waiting.append(asyncio.create_task(task.result(slow)))
+    assert await asyncio.gather(*waiting) == [3] * 4
+
+
 async def test_an_error_is_raised_in_every_caller_and_is_not_logged(caplog):
     async def fail():
         await asyncio.sleep(1)

@@ -44,9 +44,12 @@ class LoopLag:
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
-    def acquire(cls) -> LoopLag:
-        """Return the running measurement of the running loop. Call `release()` once for each."""
-        loop = asyncio.get_running_loop()
+    def acquire(cls, loop: asyncio.AbstractEventLoop | None = None) -> LoopLag:
+        """Return the running measurement of the running loop. Call `release()` once for each.
+
+        `loop` may be the running loop, if the caller knows it already.
+        """
+        loop = loop if loop is not None else asyncio.get_running_loop()
         return _watches.of(loop, partial(cls, loop)).use()
 
     def use(self) -> Self:

@@ -158,10 +158,11 @@ class Places:
             else:
                 addresses = await self._lookup.result(lambda: _look_up(*servers[0]))
             places += [Place(host, port, address) for address in addresses]
-        known = [(place.address, place.port) for place in places]
-        self._failed = {failed: None for failed in self._failed if failed in known}
-        rank = {failed: position for position, failed in enumerate(self._failed)}
-        places.sort(key=lambda place: rank.get((place.address, place.port), -1))
+        if self._failed:
+            known = [(place.address, place.port) for place in places]
+            self._failed = {failed: None for failed in self._failed if failed in known}
+            rank = {failed: position for position, failed in enumerate(self._failed)}
+            places.sort(key=lambda place: rank.get((place.address, place.port), -1))
         return places[:_MOST_TRIED]
 
     def avoid(self, address: str, port: int) -> None:

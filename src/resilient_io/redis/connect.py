@@ -263,6 +263,8 @@ class RedisTarget:
         """The address of the master that the Sentinels monitor; None for any other target."""
         self._masters = 0  # how often it has changed
         self._places = self._find_places()
+        self.uses_tls = hasattr(self._class, "cert_reqs")
+        """Whether connections use TLS."""
         self._mismatch: str | None = None  # that only one side speaks TLS, as was seen last
         self.reached = False
         """Whether a connection has been opened, so that the port speaks what this client does."""
@@ -341,11 +343,6 @@ class RedisTarget:
         """The client name in the pool's settings."""
         name: str | None = self._settings.get("client_name")
         return name
-
-    @property
-    def uses_tls(self) -> bool:
-        """Whether connections use TLS."""
-        return hasattr(self._class, "cert_reqs")
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -57,11 +57,13 @@ class StallTolerantTimeout:
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
-        self._lag = LoopLag.acquire()
-        self._began, self._stalled = asyncio.get_running_loop().time(), self._lag.stalled
-        self._timeout = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
+        self._lag = lag = LoopLag.acquire(loop)
+        self._began = now = loop.time()
+        self._stalled = lag.stalled_at(now)
+        self._timeout = asyncio.Timeout(None)
         await self._timeout.__aenter__()
-        self._wait()
+        self._wait(loop, now)
 
     async def __aexit__(
         self,
@@ -74,22 +76,21 @@ class StallTolerantTimeout:
         self._lag.release()
         await self._timeout.__aexit__(kind, error, traceback)
 
-    def _left(self) -> float:
-        now = asyncio.get_running_loop().time()
-        left = self._seconds - (now - self._began - (self._lag.stalled - self._stalled))
+    def _left(self, now: float) -> float:
+        left = self._seconds - (now - self._began - (self._lag.stalled_at(now) - self._stalled))
         return left if self._until is None else min(left, self._until - now)
 
-    def _wait(self) -> None:
-        left = self._left()
+    def _wait(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        left = self._left(now)
         if left < math.inf:
-            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(left, 0.0), self._check)
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._left() > _RESOLUTION:
+        now = loop.time()
+        if self._left(now) > _RESOLUTION:
             self._suspicious = False
-            self._wait()
+            self._wait(loop, now)
         elif not self._suspicious:
             self._suspicious = True
             self._timer = loop.call_later(_SECOND_CHECK, self._check)

@@ -68,6 +68,11 @@ class Lifetime:
         """Whether it was started in the running event loop."""
         return self.binding is not None and self.binding.loop is asyncio.get_running_loop()
 
+    def check_loop(self) -> None:
+        """Raise RuntimeError if it is in use in another event loop of this process."""
+        if self.binding is not None and not self.binding.forked:
+            self.binding.check(self._client)
+
     def begin(self) -> None:
         """Bind to the running event loop. Raise RuntimeError if it is in use in another one."""
         if self.binding is not None:

@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from .options import ConnectionSettings
     from .session import SessionSettings
 
+_BY_SERVER = (Cause.RESET, Cause.PROTOCOL)
+"""Causes of losses after which the next connection may be lost as early."""
+
 _LATELY = 1.0
 """Seconds after a connection was full in which calls that ran out of time have waited for room."""
 
@@ -206,6 +209,8 @@ class Reconnector:
     async def _fill(self, slot: int, lived: float) -> None:
         backoff = self._backoffs[slot]
         await backoff.pause_after_loss(lived, self._worthwhile)
+        if backoff.failures and self._health.state is State.DOWN:
+            await self._until_up()  # it went down during the pause
         while not self._closing:
             await self._multiplexer.failover.until_over()
             attempt = asyncio.timeout(None)
@@ -725,12 +730,14 @@ class Multiplexer:
     ) -> None:
         """Move the calls that were never written to the front of the queue, and fence the rest."""
         self._past = _add_traffic(self._past, connection)
-        lived = math.inf if self.failover.in_progress else self.time() - connection.opened
+        lost = connection.lost
+        by_server = lost is not None and lost.failure.cause in _BY_SERVER
+        expected = self.failover.in_progress or not by_server
+        lived = math.inf if expected else self.time() - connection.opened
         self._drop(connection, lived=lived)
         self._waiting.put_back(unsent)
         if self.bound_state:
             self._lose_state()
-        lost = connection.lost
         if lost is not None and not self._closing and not connection.retired:
             cause, detail = lost.failure.cause, lost.failure.detail
             self.health.note("connection lost", cause=cause.value, detail=detail)

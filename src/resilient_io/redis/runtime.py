@@ -308,9 +308,11 @@ class Runtime:
     async def aclose(self, also: Callable[[], Awaitable[None]]) -> None:
         """Fail every call as closed, close every connection, end every task, and await `also`.
 
-        Idempotent. Cancelling returns immediately; the closing continues in the background.
+        Idempotent. Cancelling returns immediately; the closing continues in the background. Raise
+        RuntimeError in another event loop, where it could not wait for the end of anything.
         """
         self._leave_closed_loop()
+        self._lifetime.check_loop()
         closing = self._begin_close(also)
         if closing is not None:
             await asyncio.wait([closing])

@@ -81,10 +81,11 @@ class ConnectTurn:
 class ConnectBackoff(Backoff):
     """The pauses between the attempts to open one connection, which may be lost again."""
 
-    __slots__ = ()
+    __slots__ = ("_early_losses",)
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(_BACKOFF, _BACKOFF_CAP, rng, floor=_BACKOFF_FLOOR)
+        self._early_losses = 0  # of connections that were open for less than a second, in a row
 
     async def pause(self, improved: Signal, *, permanent: bool = False) -> None:
         """Wait after a failed attempt, at most until `improved` is set."""
@@ -94,11 +95,14 @@ class ConnectBackoff(Backoff):
                 await improved.wait()
 
     async def pause_after_loss(self, lived: float, improved: Signal) -> None:
-        """Wait after the loss of a connection that was open for less than a second."""
+        """Wait after the loss of a connection, if it is the second that was lost early in a row."""
         if lived >= _STABLE:
-            self.reset()
-        else:
-            await self.pause(improved)
+            self._early_losses = 0
+        self.failures = self._early_losses  # the attempts that failed before it was open are over
+        if lived < _STABLE:
+            self._early_losses += 1
+            if self.failures:
+                await self.pause(improved)
 
 
 class _Queue:

@@ -180,6 +180,6 @@ class Watchdog:
         """Return the number of written bytes that the peer has not acknowledged yet."""
         transport, sock = self._connection.transport, self._connection.socket
         size = transport.get_write_buffer_size()
-        if sock is None or sock.fileno() < 0:
+        if sock is None:
             return size
         return size + send_queue_size(sock.fileno())

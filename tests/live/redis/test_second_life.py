@@ -1,6 +1,7 @@
 """A client after its event loop was closed, after an interrupted close, and in races."""
 
 import asyncio
+import contextlib
 import gc
 
 import pytest
@@ -74,6 +75,48 @@ def test_a_close_that_its_loop_interrupted_does_not_affect_the_next_loop(_server
     in_a_loop_that_closes(begins_to_close())
     assert in_a_loop_that_closes(use())
     assert in_a_loop_that_closes(use())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_close_in_a_second_loop_does_not_depend_on_what_the_first_one_left_running():
+    """The name of the server was still being looked up when the first loop was closed."""
+    client = ResilientRedis(host="cache.example")
+
+    async def look_up(*_address, **_options):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def first():
+        asyncio.get_running_loop().getaddrinfo = look_up
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.ping()
+        return [each for each in asyncio.all_tasks() if each.get_name().endswith("name lookup")]
+
+    [lookup] = in_a_loop_that_closes(first())
+    for _ in range(2):
+        asyncio.run(client.aclose())
+    assert not lookup.done()
+    lookup._log_destroy_pending = False  # asyncio would log that its loop was closed too early
+    lookup.get_coro().close()
+
+
+def test_close_in_another_loop_than_the_one_in_use_raises(_server_of_session):
+    client, loop = ResilientRedis(port=_server_of_session.port), asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(client.ping())
+
+        async def close():
+            async with asyncio.timeout(5):
+                with pytest.raises(RuntimeError, match="in use in another running event loop"):
+                    await client.aclose()
+
+        asyncio.run(close())
+        assert loop.run_until_complete(client.ping())
+        loop.run_until_complete(client.aclose())
+    finally:
+        loop.close()
 
 
 async def test_reopening_waits_for_a_close_that_continues_in_the_background(shared_redis):

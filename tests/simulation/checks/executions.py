@@ -37,24 +37,20 @@ def no_command_is_applied_more_often_than_its_policy_permits(index: Index) -> It
 
 def an_acknowledged_command_was_applied_during_its_call(index: Index) -> Iterator[Broken]:
     """A command whose call returned was executed by the server between its start and its end."""
-    for number, commands in index.commands.items():
-        operation = index.operations[number]
-        if operation.outcome is not Outcome.OK:
-            continue
+    for operation, commands in index.ended(Outcome.OK):
         for command in commands:
             if command.token is not None and not any(index.during_call(command)):
                 yield Broken(
                     f"{command} returned, but the server did not execute it during the call",
-                    (number,),
+                    (operation.number,),
                     operation.ended_at,
                 )
 
 
 def an_acknowledged_command_is_not_applied_after_its_call(index: Index) -> Iterator[Broken]:
     """No copy of a command is applied after its call returned."""
-    for number, commands in index.commands.items():
-        operation = index.operations[number]
-        if operation.outcome is not Outcome.OK or operation.repeat not in ("read", "idempotent"):
+    for operation, commands in index.ended(Outcome.OK):
+        if operation.repeat not in ("read", "idempotent"):
             continue
         for command in commands:
             if not command.writes:
@@ -63,7 +59,7 @@ def an_acknowledged_command_is_not_applied_after_its_call(index: Index) -> Itera
                 if operation.ended_at is not None and execution.at > operation.ended_at:
                     yield Broken(
                         f"a copy of {command} was applied after the call had returned",
-                        (number,),
+                        (operation.number,),
                         execution.at,
                     )
 
@@ -76,8 +72,9 @@ def a_call_that_reports_nothing_applied_was_never_applied(index: Index) -> Itera
     """
     for number, commands in index.commands.items():
         operation = index.operations[number]
-        promised = operation.outcome in (Outcome.NOT_APPLIED, Outcome.WATCH_FAILED) or any(
-            "nothing was applied" in note for note in operation.facts.get("notes", ())
+        promised = operation.outcome in (Outcome.NOT_APPLIED, Outcome.WATCH_FAILED) or (
+            "notes" in operation.facts
+            and any("nothing was applied" in note for note in operation.facts["notes"])
         )
         if not promised:
             continue
@@ -137,30 +134,29 @@ def _has_error_reply(command: Command) -> bool:
 
 def an_unknown_outcome_was_written(index: Index) -> Iterator[Broken]:
     """Only a call whose bytes were passed to a transport ends with an unknown outcome."""
-    for number, commands in index.commands.items():
-        operation = index.operations[number]
-        if operation.outcome is not Outcome.UNKNOWN or operation.kind == "manual":
+    for operation, commands in index.ended(Outcome.UNKNOWN):
+        if operation.kind == "manual":
             continue
         tokens = [command.token for command in commands if command.token is not None]
         if tokens and not any(token in index.sent for token in tokens):
             yield Broken(
                 f"{commands[0]} was never written, but its outcome is unknown: {operation.error}",
-                (number,),
+                (operation.number,),
                 operation.ended_at,
             )
 
 
 def a_read_does_not_end_with_an_unknown_outcome(index: Index) -> Iterator[Broken]:
     """A call that only reads has nothing to apply."""
-    for number, commands in index.commands.items():
-        operation = index.operations[number]
+    for operation, commands in index.ended(Outcome.UNKNOWN):
         if (
-            operation.outcome is Outcome.UNKNOWN
-            and commands
+            commands
             and operation.kind not in ("manual", "watch")
             and all(command.effect == READ for command in commands)
         ):
-            yield Broken(f"{commands[0]}: {operation.error}", (number,), operation.ended_at)
+            yield Broken(
+                f"{commands[0]}: {operation.error}", (operation.number,), operation.ended_at
+            )
 
 
 def a_command_is_attempted_no_more_often_than_its_policy_permits(

@@ -8,7 +8,7 @@ from resilient_io import RetryPolicy
 from tests.simulation.history import ErrorReply, Outcome
 
 from .effects import READ
-from .index import PERMANENT, Broken
+from .index import PERMANENT, Broken, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,13 +91,12 @@ def a_call_is_not_refused_as_down_without_a_reason(index: Index) -> Iterator[Bro
     """No call fails because the server is down when nothing was wrong for a while."""
     setups = () if index.plan is None else index.plan.clients
     waits = {setup.label: setup.policy.get("outage_wait", _OUTAGE_WAIT) for setup in setups}
-    for operation in index.history.operations:
+    for operation in index.by_outcome.get(Outcome.NOT_APPLIED, ()):
         ended = operation.ended or operation.started
         # The outage began before the call, or at most `outage_wait` before the call failed.
         latest = max(operation.started, ended - waits.get(operation.client, _OUTAGE_WAIT))
         if (
-            operation.outcome is Outcome.NOT_APPLIED
-            and ": down (" in operation.error
+            ": down (" in operation.error
             and not index.disturbed(operation.started, ended, after=_RECOVERY + 2.0)
             # A stall counts as time of the server as far as the loop's beat does not show it.
             and index.unmeasured(latest - 2.0, ended) <= _UNMEASURED
@@ -271,6 +270,7 @@ def _waits(index: Index) -> float:
     return max(0.0, 2 * (longest - 1.0))
 
 
+@once
 def _periods(index: Index) -> dict[str, list[_Period]]:
     """Return the states of each dependency, until the clients are closed at the end."""
     found: dict[str, list[_Period]] = {}
@@ -306,6 +306,7 @@ def _text(execution: Execution) -> str:
     return execution.reply.text if isinstance(execution.reply, ErrorReply) else ""
 
 
+@once
 def _times_of_refusals(index: Index) -> list[float]:
     return [
         execution.time

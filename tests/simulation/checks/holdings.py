@@ -82,13 +82,14 @@ def takings(index: Index) -> dict[bytes, list[Taking]]:
         if operation.kind in ("acquire", "lock block")
     }
     found: dict[bytes, list[Taking]] = {}
-    for execution in index.history.executions if names else ():
+    for execution in index.named(b"SET", b"EVALSHA", b"EVAL") if names else ():
         words = execution.words
         if not execution.applied or not execution.reply:
             continue
-        if words[0] == b"SET" and words[1] in names:
-            found.setdefault(words[1], []).append(Taking(execution, words[2], None))
-        elif words[0] in (b"EVALSHA", b"EVAL") and words[2] == b"2" and words[3] in names:
+        if words[0] == b"SET":
+            if words[1] in names:
+                found.setdefault(words[1], []).append(Taking(execution, words[2], None))
+        elif words[2] == b"2" and words[3] in names:
             taking = Taking(execution, words[5], int(execution.reply))
             found.setdefault(words[3], []).append(taking)
     return found
@@ -98,13 +99,13 @@ def takings(index: Index) -> dict[bytes, list[Taking]]:
 def removals(index: Index) -> dict[bytes, list[tuple[int, float]]]:
     """Return when the key of each lock was deleted or expired: numbers and times, in order."""
     found: dict[bytes, list[tuple[int, float]]] = {}
-    for execution in index.history.executions:
+    for execution in index.named(b"DEL", b"EVALSHA", b"EVAL"):
         words = execution.words
         if not execution.applied or execution.reply != 1:
             continue
         if words[0] == b"DEL" and words[1].startswith(b"lock"):
             found.setdefault(words[1], []).append((execution.at, execution.time))
-        elif words[0] in (b"EVALSHA", b"EVAL") and len(words) == 5 and words[3].startswith(b"lock"):
+        elif words[0] != b"DEL" and len(words) == 5 and words[3].startswith(b"lock"):
             found.setdefault(words[3], []).append((execution.at, execution.time))
     for event in index.events.get("expired", ()):
         if event.facts["key"].startswith("lock"):
@@ -204,11 +205,8 @@ def _extensions(index: Index) -> list[Execution]:
     """Return the executions of scripts that set the timeout of a lock again."""
     return [
         execution
-        for execution in index.history.executions
-        if execution.words[0] in (b"EVALSHA", b"EVAL")
-        and len(execution.words) >= 6
-        and execution.applied
-        and execution.reply == 1
+        for execution in index.named(b"EVALSHA", b"EVAL")
+        if len(execution.words) >= 6 and execution.applied and execution.reply == 1
     ]
 
 

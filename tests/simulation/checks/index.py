@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TOKEN = re.compile(rb"t(\d+\.\d+)")
+_DIGITS = re.compile(rb"\d+\.\d+")
 _TOKEN_TEXT = re.compile(r"t\d+\.\d+")
-_POPS = frozenset(name.encode() for name in POPS)
+_POPS = tuple(name.encode() for name in sorted(POPS))
 _LONG = 400  # bytes of a command, beyond which only the head of each word is searched
 
 BATCHES = frozenset({"pipeline", "transaction", "manual"})
@@ -62,8 +63,10 @@ class Command:
         operation: Its operation.
         index: Its position in the operation.
         words: The command and its arguments.
+        name: The name of the command.
         token: The digits of its token ("17.0"), or None if it carries none.
         effect: What a second execution would do.
+        writes: Whether it carries a token and changes data.
         executions: Executions of its token, in order, without put-backs.
         applied: Those that were applied.
         put_back: Executions with which the library put its element back into a list.
@@ -72,21 +75,13 @@ class Command:
     operation: Operation
     index: int
     words: tuple[str, ...]
+    name: str
     token: bytes | None
     effect: int
+    writes: bool
     executions: list[Execution]
     applied: list[Execution]
     put_back: list[Execution]
-
-    @property
-    def name(self) -> str:
-        """The name of the command."""
-        return self.words[0]
-
-    @property
-    def writes(self) -> bool:
-        """Whether it carries a token and changes data."""
-        return self.token is not None and self.effect != READ
 
     @property
     def queued(self) -> bool:
@@ -181,8 +176,20 @@ class Index:
                     break
             applied = [each for each in executions if each.applied] if executions else []
             effect = effect_of(words)
+            writes = token is not None and effect != READ
             commands.append(
-                Command(operation, index, words, token, effect, executions, applied, [])
+                Command(
+                    operation,
+                    index,
+                    words,
+                    words[0],
+                    token,
+                    effect,
+                    writes,
+                    executions,
+                    applied,
+                    [],
+                )
             )
         return commands
 
@@ -192,15 +199,40 @@ class Index:
         found = _TOKEN.search(word)
         return found[1] if found is not None else None
 
+    @cached_property
+    def by_outcome(self) -> dict[Outcome | None, list[Operation]]:
+        """The operations that ended in the same way; None for those that have not ended."""
+        found: dict[Outcome | None, list[Operation]] = {}
+        for operation in self.history.operations:
+            found.setdefault(operation.outcome, []).append(operation)
+        return found
+
+    def ended(self, outcome: Outcome) -> Iterator[tuple[Operation, list[Command]]]:
+        """Yield the operations that ended in a way, and their commands."""
+        for operation in self.by_outcome.get(outcome, ()):
+            yield operation, self.commands[operation.number]
+
+    @cached_property
+    def by_name(self) -> dict[bytes, list[Execution]]:
+        """The executions of each command, by its name."""
+        found: dict[bytes, list[Execution]] = {}
+        for execution in self.history.executions:
+            found.setdefault(execution.words[0], []).append(execution)
+        return found
+
+    def named(self, *names: bytes) -> list[Execution]:
+        """Return the executions of commands with these names, in their order."""
+        found = [each for name in names for each in self.by_name.get(name, ())]
+        return sorted(found, key=lambda each: each.at) if len(names) > 1 else found
+
     # -- elements of lists -----------------------------------------------------------------
 
     @cached_property
     def pops(self) -> dict[str, list[Execution]]:
         """The executions that took an element, by element."""
         found: dict[str, list[Execution]] = {}
-        for execution in self.history.executions:
-            name = execution.words[0]
-            if name in _POPS and execution.applied and execution.reply is not None:
+        for execution in self.named(*_POPS):
+            if execution.applied and execution.reply is not None:
                 for element in _elements(execution.reply):
                     found.setdefault(element, []).append(execution)
         return found
@@ -292,7 +324,7 @@ class Index:
         """When each token was written to a transport."""
         found: dict[bytes, list[Sent]] = {}
         for written in self.history.written:
-            tokens = _TOKEN.findall(written.data)
+            tokens = _tokens_in(written.data)
             if tokens:
                 sent = Sent(written.at, written.time, written.connection)
                 for token in dict.fromkeys(tokens) if len(tokens) > 1 else tokens:
@@ -519,6 +551,15 @@ def once(look_up: Callable[[Index], T]) -> Callable[[Index], T]:
 
 
 _LONGEST_STALL = 10.0  # seconds
+
+
+def _tokens_in(data: bytes) -> list[bytes]:
+    """Return the digits of all tokens in some bytes, which may be large values."""
+    if len(data) <= _LONG:
+        return _TOKEN.findall(data)
+    # To split bytes is much faster than to search them with a regular expression.
+    matches = map(_DIGITS.match, data.split(b"t")[1:])
+    return [match[0] for match in matches if match is not None]
 
 
 def _elements(reply: Any) -> list[str]:

@@ -108,11 +108,11 @@ def _registers(index: Index) -> dict[str, list[_Cluster]]:
     for commands in index.commands.values():
         for command in commands:
             words = command.words
-            for key, value in _written(command):
-                writes.setdefault(key, []).append((command, value))
-                if len(command.applied) > 1:
-                    excluded[key] = None
-            if words[0] not in ("GET", "MGET"):
+            if command.name not in ("GET", "MGET"):
+                for key, value in _written(command):
+                    writes.setdefault(key, []).append((command, value))
+                    if len(command.applied) > 1:
+                        excluded[key] = None
                 continue
             known, reply = reply_of(command)
             if known and not is_error(reply):
@@ -143,9 +143,9 @@ def _changed_otherwise(index: Index) -> dict[str, None]:
     changed: dict[str, None] = {
         event.facts["key"]: None for event in index.events.get("expired", ())
     }
-    for execution in index.history.executions:
-        if execution.applied and execution.words[0] not in _KNOWN:
-            for word in execution.words[1:]:
+    for name, executions in index.by_name.items():
+        for execution in executions if name not in _KNOWN else ():
+            for word in execution.words[1:] if execution.applied else ():
                 if word.startswith(b"r") and len(word) < 20:
                     changed[word.decode("utf-8", "replace")] = None
     return changed

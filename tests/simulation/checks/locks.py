@@ -445,7 +445,7 @@ def _but_own(
     own = {
         execution.at
         for execution in index.history.executions
-        if holding.token in execution.words and len(execution.words) == 5
+        if len(execution.words) == 5 and holding.token in execution.words
     }
     return [each for each in times if each[0] not in own]
 

@@ -82,8 +82,11 @@ def a_reply_is_one_that_the_server_gave_during_the_call(index: Index) -> Iterato
                 continue
             if name in BLOCKING and not reply:
                 continue  # the time ran out; the server need not log that
-            given = [execution.reply for execution in index.during_call(command)]
-            if not any(same(name, reply, each) for each in given):
+            for execution in index.during_call(command):
+                if same(name, reply, execution.reply):
+                    break
+            else:
+                given = [execution.reply for execution in index.during_call(command)]
                 shown = ", ".join(_short(each) for each in given) or "nothing"
                 yield Broken(
                     f"{command} returned {_short(reply)}; the server had replied {shown}",
@@ -106,10 +109,7 @@ def a_reply_with_a_token_has_that_of_its_own_command(index: Index) -> Iterator[B
 
 def a_batch_returns_one_reply_for_each_command(index: Index) -> Iterator[Broken]:
     """A pipeline and EXEC return as many replies as there were commands."""
-    for number, commands in index.commands.items():
-        operation = index.operations[number]
-        if operation.outcome is not Outcome.OK:
-            continue
+    for operation, commands in index.ended(Outcome.OK):
         if operation.kind in BATCHES:
             expected = len(commands)
         elif operation.kind == "watch":
@@ -120,7 +120,7 @@ def a_batch_returns_one_reply_for_each_command(index: Index) -> Iterator[Broken]
         if not isinstance(replies, (list, tuple)) or len(replies) != expected:
             yield Broken(
                 f"{operation.kind} of {expected} commands returned {_short(replies)}",
-                (number,),
+                (operation.number,),
                 operation.ended_at,
             )
 

@@ -324,7 +324,8 @@ class Node:
         self.loading_until = 0.0
         self.busy_until = 0.0
         self.journal = Journal(self._expired)
-        self.databases = [Database(index, self.journal, self.unix_ms) for index in range(databases)]
+        clock = self.unix_ms
+        self.databases = [Database(index, self.journal, clock) for index in range(databases)]
         self.run_id = ""
         self.stopped = False  # nothing is read: frozen, or in the first moments of a script
         self.running = True

@@ -89,6 +89,8 @@ def format_double(number: float) -> bytes:
 
 def encode(reply: Reply, protocol: int) -> bytes:  # noqa: PLR0911
     """Return the bytes of a reply."""
+    if reply is OK:
+        return b"+OK\r\n"
     kind = type(reply)
     if kind is Status:
         return b"+%b\r\n" % reply
@@ -140,7 +142,7 @@ def plain(reply: Reply) -> Reply:
     if kind is bytes or kind is int or reply is None or kind is ErrorReply:
         return reply
     if kind is Status or kind is Text:
-        return bytes(reply)
+        return b"OK" if reply is OK else bytes(reply)
     if reply is NULL_ARRAY:
         return None
     if isinstance(reply, (list, tuple)):

@@ -211,9 +211,11 @@ class ClusterRuntime:
     async def aclose(self) -> None:
         """Fail every call as closed, close every connection, and end every task.
 
-        Idempotent. Cancelling returns immediately; the closing continues in the background.
+        Idempotent. Cancelling returns immediately; the closing continues in the background. Raise
+        RuntimeError in another event loop, where it could not wait for the end of anything.
         """
         self._leave_closed_loop()
+        self._lifetime.check_loop()
         closing = self._begin_close()
         if closing is not None:
             await asyncio.wait([closing])

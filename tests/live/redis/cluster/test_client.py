@@ -291,6 +291,23 @@ def test_client_continues_in_the_next_event_loop(shared_cluster_url):
     gc.collect()
 
 
+def test_close_in_another_loop_than_the_one_in_use_raises(shared_cluster_url):
+    client, loop = ResilientRedisCluster.from_url(shared_cluster_url), asyncio.new_event_loop()
+
+    async def close() -> None:
+        async with asyncio.timeout(5):
+            with pytest.raises(RuntimeError, match="in use in another running event loop"):
+                await client.aclose()
+
+    try:
+        loop.run_until_complete(client.set("a", 1))
+        asyncio.run(close())
+        assert loop.run_until_complete(client.get("a")) == b"1"
+        loop.run_until_complete(client.aclose())
+    finally:
+        loop.close()
+
+
 async def test_client_that_is_dropped_is_collected_and_closes(shared_redis_cluster, no_leaks):
     client = ResilientRedisCluster.from_url(shared_redis_cluster.url)
     await client.set("a", 1)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import resource
 
 import pytest
@@ -10,7 +11,7 @@ import redis as driver
 
 from resilient_io import State
 from resilient_io.health import Cause
-from resilient_io.redis import RedisOverloaded, ResilientRedis
+from resilient_io.redis import RedisOverloaded, ResilientRedis, multiplexer, turns
 from resilient_io.redis import connect as connecting
 from resilient_io.redis.turns import MOST_CONNECTING, ConnectTurn
 
@@ -115,6 +116,73 @@ async def test_connections_that_are_lost_right_after_they_open_are_reopened_with
     await asyncio.sleep(1.1)
     assert await redis.ping()
     assert redis.health.state is State.UP
+
+
+class LongestPauses(random.Random):
+    """Draws the longest pause that is possible."""
+
+    def uniform(self, a, b):
+        return max(a, b)
+
+
+@pytest.fixture
+def long_pauses(monkeypatch):
+    """Return a source of pauses between attempts to connect that take 3 s."""
+    monkeypatch.setattr(turns, "_BACKOFF", 3.0)
+    monkeypatch.setattr(turns, "_BACKOFF_CAP", 3.0)
+    return LongestPauses()
+
+
+async def kill_connections(server, redis):
+    """Close the connections of a client, and wait until it has noticed."""
+    lost = redis._runtime.multiplexer.connections
+    await server.query("CLIENT", "KILL", "TYPE", "normal")
+    await asyncio.wait([connection.closed for connection in lost])
+
+
+async def test_connection_that_is_lost_early_once_is_reopened_immediately(
+    redis_server, connect, long_pauses
+):
+    redis = await connect(redis_server, rng=long_pauses)
+    await kill_connections(redis_server, redis)
+    async with asyncio.timeout(2.5):
+        assert await redis.incr("counter") == 1
+
+
+async def test_cancelled_blocking_calls_of_a_client_with_one_connection_cause_no_pauses(
+    redis_server, connect, long_pauses
+):
+    redis = await connect(redis_server, rng=long_pauses, single_connection_client=True)
+    async with asyncio.timeout(2.5):
+        for _ in range(5):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await redis.blpop("list", 0)
+            assert await redis.ping()
+
+
+async def test_only_probes_contact_a_server_that_goes_down_during_the_pause_after_a_loss(
+    redis_server, connect, long_pauses, until_complete, monkeypatch
+):
+    monkeypatch.setattr(turns, "_BACKOFF", 0.5)
+    redis = await connect(redis_server, rng=long_pauses)
+    await kill_connections(redis_server, redis)
+    await until_complete(redis)
+    attempts, real = [], multiplexer.connect
+
+    def count(*args, **options):
+        attempts.append(redis.health.state)
+        return real(*args, **options)
+
+    monkeypatch.setattr(multiplexer, "connect", count)
+    await kill_connections(redis_server, redis)
+    redis_server.kill()
+    await asyncio.sleep(1.5)
+    assert (redis.health.state, attempts) == (State.DOWN, [])
+    await redis_server.start()
+    await redis.health.until_up(5)
+    assert await redis.ping()
+    assert set(attempts) == {State.UP}
 
 
 async def test_limit_of_connections_is_named(redis_server, connect, quick):
