@@ -158,8 +158,9 @@ class Watchdog:
         age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
         late = self._in_flight.count_before(self._loop.time() - age)
         self._queue.promote(late, connection.adopt)
-        if silence < timeout / 2:
-            next_check = timeout / 2 - silence
+        suspicious = timeout - connection.response_timeout / 2  # not while a command may block
+        if silence < suspicious:
+            next_check = suspicious - silence
         else:
             next_check = timeout - silence
             connection.fall_silent()

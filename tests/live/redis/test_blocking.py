@@ -35,6 +35,14 @@ async def test_a_block_may_be_longer_than_the_response_timeout_and_the_deadline(
     assert client.health.state.value == "up"
 
 
+async def test_a_block_on_a_single_connection_is_no_failure(shared_redis):
+    policy = QUICK.replace(deadline=5.0)
+    client = ResilientRedis(port=shared_redis.port, policy=policy, single_connection_client=True)
+    async with client:
+        assert await client.blpop("nothing", timeout=1.2) is None
+        assert client.health.snapshot()["failures"] == 0
+
+
 @pytest.mark.parametrize(
     ("wait", "push", "expected"),
     [

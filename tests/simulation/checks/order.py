@@ -36,28 +36,33 @@ def no_finished_call_is_applied_after_a_later_write(index: Index) -> Iterator[Br
     So are calls that ended on their own while a large value kept the connection busy.
     """
     for late, newer, at in _overtaken(index):
-        if not _on_own_connection(late) and not _on_own_connection(newer):
+        if not _on_own_connection(index, late) and not _on_own_connection(index, newer):
             yield _describe(late, newer, at)
 
 
 def no_abandoned_transaction_is_applied_after_a_later_write(index: Index) -> Iterator[Broken]:
     """An EXEC after WATCH, on a connection of its own, is fenced like any other call."""
     for late, newer, at in _overtaken(index):
-        if _on_own_connection(late):
+        if _on_own_connection(index, late):
             yield _describe(late, newer, at)
 
 
 def no_transaction_overtakes_a_finished_call(index: Index) -> Iterator[Broken]:
-    """An EXEC after WATCH is not applied before a call whose connection was lost earlier."""
+    """A call on a connection of its own is not applied before one whose connection was lost."""
     for late, newer, at in _overtaken(index):
-        if not _on_own_connection(late) and _on_own_connection(newer):
+        if not _on_own_connection(index, late) and _on_own_connection(index, newer):
             operation = late.operation
             if operation.outcome is Outcome.UNKNOWN and "deadline" not in operation.error:
                 yield _describe(late, newer, at)
 
 
-def _on_own_connection(command: Command) -> bool:
-    return command.operation.kind == "watch"
+def _on_own_connection(index: Index, command: Command) -> bool:
+    """Return whether a command was sent after WATCH, or with one that blocks."""
+    operation = command.operation
+    return operation.kind == "watch" or (
+        operation.kind == "pipeline"
+        and any(each.name in BLOCKING for each in index.commands[operation.number])
+    )
 
 
 def _describe(late: Command, newer: Command, at: int) -> Broken:
@@ -85,7 +90,7 @@ def _find_overtaken(index: Index) -> Iterator[tuple[Command, Command, int]]:
         if command is None or not _counts(command, execution):
             continue
         operation = command.operation
-        own = operation.kind == "watch"
+        own = _on_own_connection(index, command)
         ended = operation.ended_at
         if ended is not None and execution.at > ended:
             for side in (False, True):
