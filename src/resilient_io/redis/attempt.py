@@ -434,6 +434,9 @@ class _ReplyClock:
         if connection is None or not self.request.sent:
             self._since, self._stalled = now, self._stall_time()
             return None
+        write = connection.write_of(self.request)
+        if write is not None and write.at > self._since:  # it had to wait before
+            self._since, self._stalled = write.at, write.stalled
         waited = now - self._since - (self._stall_time() - self._stalled)
         # A blocking command before this one may keep a connection bound to a caller silent.
         if waited < max(self.timeout, connection.extra_timeout):

@@ -430,13 +430,13 @@ class ResilientRedis(FrequentCommands, SharedCallbacks, ClientViews, driver.Redi
         if replica is not None:
             return await self._read_from_replica(replica, Command(spec, args, options))
         executor.check_available(spec.name, self._policy)
-        if spec.name in SETTINGS and not runtime.bound:
-            return await self._apply_setting(spec, args, options)
-        self._check_route(spec, args)
         started = reopened if reopened is not None else runtime.multiplexer.time()
         if runtime.bound:
             await confirm_idle(runtime.multiplexer)
             executor.check_state(spec.name)
+        if spec.name in SETTINGS and not runtime.multiplexer.bound_state.in_transaction:
+            return await self._apply_setting(spec, args, options)
+        self._check_route(spec, args)
         command = Command(spec, args, options)
         if self._durability is not None and is_replicated(spec, args):
             return await self._execute_durably(self._durability, command, started)

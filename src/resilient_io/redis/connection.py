@@ -20,7 +20,7 @@ from resilient_io.wakeups import can_wake, deliver
 
 from .driver_connection import take_writer
 from .errors import REPLACED, ConnectionFailure
-from .in_flight import CALL_COST, InFlightWrites
+from .in_flight import CALL_COST, InFlightWrite, InFlightWrites
 from .large_values import LargeValueReader, parts_of
 from .response_queue import LARGE, ReplyCollector, ResponseQueue
 from .watchdog import Watchdog
@@ -308,6 +308,10 @@ class MultiplexedConnection(asyncio.Protocol):
     def last_byte(self) -> float:
         """Loop time at which the last byte arrived."""
         return self._in_flight.last_byte
+
+    def write_of(self, request: PendingRequest) -> InFlightWrite | None:
+        """Return the write of a request that was sent, or None if it was answered."""
+        return self._in_flight.find(self.flushed - request.sequence)
 
     @property
     def last_activity(self) -> float:

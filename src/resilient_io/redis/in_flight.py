@@ -86,6 +86,14 @@ class InFlightWrites:
             since, stalled = self.last_activity, self._stalled
         return self._loop.time() - since - (self._lag.stalled - stalled)
 
+    def find(self, from_end: int) -> InFlightWrite | None:
+        """Return the write of a call, by its distance from the end, or None if it was answered."""
+        for write in reversed(self.writes):
+            if from_end <= write.remaining:
+                return write
+            from_end -= write.remaining
+        return None
+
     def count_before(self, moment: float) -> int:
         """Return the number of unanswered calls that were written until `moment`."""
         late = 0

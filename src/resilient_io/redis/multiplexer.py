@@ -747,11 +747,11 @@ class Multiplexer:
 
     def connection_opened(self, slot: int, connection: MultiplexedConnection) -> None:
         """Use a new connection."""
+        self.first.end(None)
         if self._closing:
             connection.close(CLOSED)
             return
         self.failures.clear()
-        self.first.end(None)
         self._replacing = False
         self._slots[slot] = connection
         self.health.note("connection opened", slot=slot)

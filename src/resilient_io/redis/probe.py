@@ -14,7 +14,7 @@ from resilient_io.text import clean_text
 
 from .connect import connect
 from .connection import ConnectionLost
-from .driver_connection import abort, query_over, socket_of
+from .driver_connection import StallTolerantTimeout, abort, query_over, socket_of
 from .errors import refusal
 from .ping_turns import PingTurns
 from .standby import PING
@@ -110,12 +110,16 @@ class RedisProbe:
             raise ProbeFailed(failure.cause, failure.detail, definite=failure.definite)
         try:
             if self._multiplexer.connections:
-                await self._ping_all()
+                # After that, the client suspects its connections, too.
+                async with StallTolerantTimeout(self._policy.response_timeout / 2):
+                    await self._ping_all()
                 return
         except ProbeFailed as problem:
             if problem.answered:
                 raise
-        await self._try_new_connection()  # it was lost already
+        except TimeoutError:
+            pass
+        await self._try_new_connection()  # it is silent, or was lost already
 
     async def _try_new_connection(self) -> None:
         multiplexer = self._multiplexer

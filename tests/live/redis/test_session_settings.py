@@ -63,9 +63,12 @@ async def test_a_name_applies_to_present_and_future_connections(redis_server, na
     await named.aclose()
 
 
-async def test_a_lost_write_is_fenced_after_a_change_of_the_name(redis_server, fault_proxy):
+@pytest.mark.parametrize("single", [False, True])
+async def test_a_lost_write_is_fenced_after_a_change_of_the_name(redis_server, fault_proxy, single):
     policy = RetryPolicy(response_timeout=0.3)
-    async with ResilientRedis(port=fault_proxy.port, policy=policy) as client:
+    async with ResilientRedis(
+        port=fault_proxy.port, policy=policy, single_connection_client=single
+    ) as client:
         await client.ping()
         await client.client_setname("renamed")
         held = fault_proxy.hold(lambda request: b"first" in request.arguments)
@@ -75,6 +78,19 @@ async def test_a_lost_write_is_fenced_after_a_change_of_the_name(redis_server, f
         held.release()
         await asyncio.sleep(0.1)
         assert await client.get("key") == b"later"
+
+
+async def test_the_name_of_a_single_connection_is_that_of_the_next_one(redis_server):
+    async with ResilientRedis(port=redis_server.port, single_connection_client=True) as client:
+        assert await client.client_setname("orders") is True
+        assert await client.client_getname() == "orders"
+        await redis_server.query("CLIENT", "KILL", "TYPE", "normal")
+        assert await client.ping()
+        assert await client.client_getname() == "orders"
+        await client.execute_command("MULTI")
+        await client.execute_command("CLIENT SETNAME", "queued")
+        assert len(await client.execute_command("EXEC")) == 1
+        assert await client.client_getname() == "queued"
 
 
 async def test_library_info_applies_to_all_connections(redis_server, named):

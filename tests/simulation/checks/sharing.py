@@ -128,7 +128,7 @@ def a_name_that_was_set_is_that_of_all_connections(index: Index) -> Iterator[Bro
     if not names or index.forbidden("CLIENT|SETNAME") is not None:
         return
     bound = () if index.plan is None else index.plan.clients
-    separate = {each.label for each in bound if each.single or each.form.get("bare")}
+    separate = {each.label for each in bound if each.form.get("bare")}
     for token, sent in index.sent.items():
         command = index.by_command_token.get(token)
         if command is None or command.operation.kind in _OWN_CONNECTION:
