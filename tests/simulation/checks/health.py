@@ -52,9 +52,11 @@ _UNMEASURED = 0.15
 def down_has_a_reason(index: Index) -> Iterator[Broken]:
     """DOWN is published only during or shortly after a fault; a stall of our own loop is none."""
     for change in index.history.health:
+        # During a stall of our own loop, the client does not notice what a fault has done.
+        after = _AFTERMATH + _waits(index) + index.stalled(change.time - 10.0, change.time)
         if (
             change.state == "down"
-            and not index.disturbed(change.time, change.time, after=_AFTERMATH + _waits(index))
+            and not index.disturbed(change.time, change.time, after=after)
             and index.unmeasured(change.time - 1.0 - _waits(index), change.time) <= _UNMEASURED
         ):
             yield Broken(
