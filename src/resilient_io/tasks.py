@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from resilient_io.errors import Closed
@@ -65,6 +67,12 @@ def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
+
+
+def future_factory(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[object]]:
+    """Return the fastest way to create a future while the loop runs."""
+    # Before Python 3.12, to look for the running loop takes a system call.
+    return asyncio.Future if sys.version_info >= (3, 12) else partial(asyncio.Future, loop=loop)
 
 
 class Signal:

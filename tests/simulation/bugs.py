@@ -179,9 +179,9 @@ BUGS: tuple[PlantedBug, ...] = (
         "retired-connection-not-fenced",
         "fencing",
         "redis/multiplexer.py",
-        "        self._reconnector.fence(connection, next(iter(self.connections), None))\n",
+        "        self._reconnector.fence(connection, self._survivor_of(connection))\n",
         """        if not connection.retired:
-            self._reconnector.fence(connection, next(iter(self.connections), None))
+            self._reconnector.fence(connection, self._survivor_of(connection))
 """,
         "Calls that were in flight when a connection was retired wait until their deadline, and "
         "may be applied after newer ones.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import ResponseError
@@ -219,11 +220,31 @@ class Fenceable(Protocol):
 
     name: str
     client_id: int | None
+    peer: object
 
     @property
     def fenced(self) -> asyncio.Future[bool]:
         """Whether the server can no longer apply anything that this connection sent."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeadConnection:
+    """A connection that died with unanswered calls, which the server may still apply.
+
+    The server at `peer` knows its client by `client_id` and `name`. `fenced` is the result for the
+    calls that wait until that client has ended.
+    """
+
+    name: str
+    client_id: int | None
+    peer: object
+    fenced: asyncio.Future[bool]
+
+    def settle(self, *, fenced: bool) -> None:
+        """Notify the waiting calls whether the server can no longer apply anything."""
+        if not self.fenced.done():
+            self.fenced.set_result(fenced)
 
 
 class ExclusiveConnection:
@@ -241,13 +262,18 @@ class ExclusiveConnection:
         "lost",
         "name",
         "opened",
+        "peer",
         "unanswered",
         "version",
     )
 
-    def __init__(self, name: str, client_id: int | None, version: int = 0) -> None:
+    def __init__(
+        self, name: str, client_id: int | None, version: int = 0, peer: object = None
+    ) -> None:
         self.name = name
         self.client_id = client_id
+        self.peer = peer
+        """The address of the server."""
         self.version = version
         """The version of the session settings that it has."""
         self.unanswered = False

@@ -11,11 +11,8 @@ import asyncio
 import contextlib
 import functools
 import math
-import sys
 from _thread import get_ident
 from contextvars import Context
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -24,7 +21,7 @@ from resilient_io.errors import Closed
 from resilient_io.health import Cause, LoopLag, State
 from resilient_io.histogram import Latencies
 from resilient_io.link import PathMonitor
-from resilient_io.tasks import Signal, describe_task_end, log_task_death
+from resilient_io.tasks import Signal, describe_task_end, future_factory, log_task_death
 
 from .connect import connect
 from .connection import (
@@ -34,7 +31,15 @@ from .connection import (
     Promoted,
     Undeliverable,
 )
-from .driver_connection import abort, fence, identify, is_multiplexable, query_over
+from .driver_connection import (
+    DeadConnection,
+    abort,
+    fence,
+    identify,
+    is_multiplexable,
+    peer_of,
+    query_over,
+)
 from .errors import CLOSED, ConnectionFailure
 from .failover import Failover
 from .first_connection import FirstConnection
@@ -60,29 +65,14 @@ if TYPE_CHECKING:
     from .options import ConnectionSettings
     from .session import SessionSettings
 
+_MOST_ELSEWHERE = 16
+"""Dead connections of other servers that are remembered, in case they are used again."""
+
 _BY_SERVER = (Cause.RESET, Cause.PROTOCOL)
 """Causes of losses after which the next connection may be lost as early."""
 
 _LATELY = 1.0
 """Seconds after a connection was full in which calls that ran out of time have waited for room."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadConnection:
-    """A connection that died with unanswered calls, which the server may still apply.
-
-    The server knows its client by `client_id` and `name`. `fenced` is the result for the calls that
-    wait until that client has ended.
-    """
-
-    name: str
-    client_id: int | None
-    fenced: asyncio.Future[bool]
-
-    def settle(self, *, fenced: bool) -> None:
-        """Notify the waiting calls whether the server can no longer apply anything."""
-        if not self.fenced.done():
-            self.fenced.set_result(fenced)
 
 
 class Reconnector:
@@ -116,6 +106,7 @@ class Reconnector:
         self._safe = Signal()  # set while no dead connection may still write
         self._note_fences()
         self._left: list[DeadConnection] = []  # those of a server that is not used any more
+        self._elsewhere: list[DeadConnection] = []  # fenced at another address than their own
         self._connecting: list[asyncio.Timeout] = []  # ends the attempts to connect
         self._worthwhile = Signal()
         self._closing = False
@@ -156,7 +147,7 @@ class Reconnector:
         """Fence a connection that died with unanswered calls, over `survivor` or a new one."""
         if lost.fenced.done():
             return
-        dead = DeadConnection(lost.name, lost.client_id, lost.fenced)
+        dead = DeadConnection(lost.name, lost.client_id, lost.peer, lost.fenced)
         if self._closing:
             self._unfenced.append(dead)
             dead.settle(fenced=False)
@@ -255,11 +246,12 @@ class Reconnector:
         try:
             if is_multiplexable(connection):
                 client_id = await identify(connection, name, timeout=policy.connect_timeout)
-                query = query_over(connection, policy.connect_timeout)
+                query, peer = query_over(connection, policy.connect_timeout), peer_of(connection)
+                await self._fence_again(query, peer)
                 version = -1
                 while version != self._session.version:
                     version = await self._session.apply(query, name)
-                    await self._settle_fences(query)
+                    await self._settle_fences(query, peer)
                 check_master()
                 multiplexed = self._multiplexer.multiplex(connection, name, client_id)
         finally:
@@ -275,7 +267,7 @@ class Reconnector:
 
     # -- fencing ---------------------------------------------------------------------------
 
-    async def _settle_fences(self, query: Query) -> None:
+    async def _settle_fences(self, query: Query, peer: object) -> None:
         """Before a call is repeated or a new one is sent, end the dead connections' clients."""
         while self._fences:
             lost = self._fences[0]
@@ -286,13 +278,21 @@ class Reconnector:
                 self._note_fences()
                 self._health.note("connection fenced" if fenced else "fencing not permitted")
                 lost.settle(fenced=fenced)
+                if not left and lost.peer not in (None, peer):
+                    self._elsewhere = [*self._elsewhere, lost][-_MOST_ELSEWHERE:]
+
+    async def _fence_again(self, query: Query, peer: object) -> None:
+        """Fence the connections that died at this address while its name led to another server."""
+        for lost in [each for each in self._elsewhere if each.peer == peer]:
+            await fence(query, client_id=lost.client_id, name=lost.name)
+            self._elsewhere = [each for each in self._elsewhere if each is not lost]
 
     async def _fence_over(self, survivor: MultiplexedConnection) -> None:
         backoff = ConnectBackoff(self._rng)
         # If the survivor dies, too, the next connection fences both.
         while survivor.lost is None:
             try:
-                await self._settle_fences(survivor.query)
+                await self._settle_fences(survivor.query, survivor.peer)
             except (RedisError, OSError):
                 await asyncio.sleep(backoff.next())  # refused for now: BUSY, for example
             else:
@@ -410,7 +410,7 @@ class Multiplexer:
             self.loop = loop = asyncio.get_running_loop()
             self.thread = get_ident()
             self.is_running = loop.is_running
-            self.time, self.create_future = loop.time, _future_factory(loop)
+            self.time, self.create_future = loop.time, future_factory(loop)
             self.lag = LoopLag.acquire()
             self._reconnector.start(len(self._slots))
 
@@ -535,7 +535,7 @@ class Multiplexer:
         if self.unsupported:
             lost.fenced.set_result(False)
             return
-        self._reconnector.fence(lost, next(iter(self.connections), None))
+        self._reconnector.fence(lost, self._survivor_of(lost))
         self._choose()
 
     def leave_server(self, failure: ConnectionFailure) -> None:
@@ -611,8 +611,8 @@ class Multiplexer:
         create_future = asyncio.get_running_loop().create_future
         unanswered = (each for each in (*self.connections, *self._retiring) if each.in_flight)
         clients = [
-            *((dead.name, dead.client_id) for dead in self._reconnector.unfenced),
-            *((each.name, each.client_id) for each in unanswered),
+            *((dead.name, dead.client_id, dead.peer) for dead in self._reconnector.unfenced),
+            *((each.name, each.client_id, each.peer) for each in unanswered),
         ]
         return tuple(DeadConnection(*client, create_future()) for client in clients)
 
@@ -742,7 +742,7 @@ class Multiplexer:
             cause, detail = lost.failure.cause, lost.failure.detail
             self.health.note("connection lost", cause=cause.value, detail=detail)
             self.reports.failed(cause, detail)
-        self._reconnector.fence(connection, next(iter(self.connections), None))
+        self._reconnector.fence(connection, self._survivor_of(connection))
         self._choose()
 
     def connection_opened(self, slot: int, connection: MultiplexedConnection) -> None:
@@ -807,6 +807,11 @@ class Multiplexer:
         )
 
     # -- internal --------------------------------------------------------------------------
+
+    def _survivor_of(self, lost: Fenceable) -> MultiplexedConnection | None:
+        """Return an open connection, to the same address if there is one."""
+        same = [each for each in self.connections if each.peer == lost.peer]
+        return next(iter(same or self.connections), None)
 
     def _lose_state(self) -> None:
         """Fail the waiting calls that were meant for the state of the lost connection."""
@@ -890,9 +895,3 @@ def _add_traffic(
         sent + connection.bytes_sent,
         received + connection.bytes_received,
     )
-
-
-def _future_factory(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Future[object]]:
-    """Return the fastest way to create a future while the loop runs."""
-    # Before Python 3.12, to look for the running loop takes a system call.
-    return asyncio.Future if sys.version_info >= (3, 12) else partial(asyncio.Future, loop=loop)

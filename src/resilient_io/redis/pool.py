@@ -572,7 +572,9 @@ class ExclusivePool:
                 client_id = await identify(connection, name, timeout=policy.connect_timeout)
                 version = await session.apply(query_over(connection, policy.connect_timeout), name)
             check_master()
-            self._known[connection] = known = ExclusiveConnection(name, client_id, version)
+            self._known[connection] = known = ExclusiveConnection(
+                name, client_id, version, peer_of(connection)
+            )
         finally:
             if known is None:
                 abort(connection)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from .attempt import Search
     from .connect import RedisTarget
-    from .multiplexer import DeadConnection
+    from .driver_connection import DeadConnection
     from .options import ConnectionSettings
     from .sentinel import KnownMaster
 
