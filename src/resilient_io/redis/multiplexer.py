@@ -614,7 +614,10 @@ class Multiplexer:
             *((dead.name, dead.client_id, dead.peer) for dead in self._reconnector.unfenced),
             *((each.name, each.client_id, each.peer) for each in unanswered),
         ]
-        return tuple(DeadConnection(*client, create_future()) for client in clients)
+        return tuple(
+            DeadConnection(name, client_id, peer, create_future())
+            for name, client_id, peer in clients
+        )
 
     @property
     def crowded(self) -> bool:
