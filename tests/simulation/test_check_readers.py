@@ -42,6 +42,14 @@ def test_a_holder_has_the_number_that_the_server_counted(number):
     assert story.broken == (["the_numbers_of_holders_increase"] if number == 6 else [])
 
 
+def test_a_copy_that_takes_the_lock_again_does_not_change_the_number_of_its_holder():
+    story = Story()
+    _taken(story, fencing=5).facts["number"] = 5
+    story.run("DEL lock0", 1)
+    story.run("EVALSHA 99 2 lock0 {lock0}:fencing aaaa 10000", 6)
+    assert "the_numbers_of_holders_increase" not in story.broken
+
+
 def test_numbers_of_holders_increase():
     story = Story()
     _taken(story, fencing=5).facts["number"] = 5
