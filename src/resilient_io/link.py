@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("=8B24I")
 """The part of `struct tcp_info` that every kernel has: eight bytes, then 32-bit words."""
 
-_DATA_SEGMENTS_SENT = 156  # offset of `tcpi_data_segs_out`, since Linux 4.6
-_WORD = struct.Struct("=I")
+_DATA_SEGMENTS = 152  # offset of `tcpi_data_segs_in` and `tcpi_data_segs_out`, since Linux 4.6
+_WORDS = struct.Struct("=2I")
 _ESTABLISHED = 1
 
 
@@ -43,7 +43,8 @@ class LinkState:
         unacked_bytes: Bytes that the host has not acknowledged, those not sent yet included.
         ack_age: Seconds since the latest acknowledgement of the host.
         sent_age: Seconds since data was last sent.
-        received_age: Seconds since data was last received.
+        received_age: Seconds since data was last received, or since the connection was opened.
+        received: Data segments received since then; None if not known.
     """
 
     rtt: float
@@ -56,6 +57,7 @@ class LinkState:
     ack_age: float
     sent_age: float
     received_age: float
+    received: int | None = None
 
     @property
     def loss(self) -> float | None:
@@ -65,7 +67,9 @@ class LinkState:
     @property
     def silent_server(self) -> bool:
         """Whether the host has acknowledged everything, and the server has not answered it."""
-        return not self.unacked and self.sent_age < self.received_age
+        # The kernel counts in ticks: a connection may have sent its first data as it was opened.
+        never = self.received == 0 and bool(self.segments)
+        return not self.unacked and (never or self.sent_age < self.received_age)
 
     def describe(self) -> str:
         """Return the state in words, for example "rtt 0.2 ms, 1 of 40 segments lost"."""
@@ -107,18 +111,21 @@ def read_link(sock: Any) -> LinkState | None:
     if fields[0] != _ESTABLISHED:
         return None
     words = fields[8:]
-    known = len(info) >= _DATA_SEGMENTS_SENT + _WORD.size
+    received, segments = None, None
+    if len(info) >= _DATA_SEGMENTS + _WORDS.size:
+        received, segments = _WORDS.unpack_from(info, _DATA_SEGMENTS)
     return LinkState(
         rtt=words[15] / 1e6,
         rttvar=words[16] / 1e6,
         retransmits=fields[2],
         retransmitted=words[23],
-        segments=_WORD.unpack_from(info, _DATA_SEGMENTS_SENT)[0] if known else None,
+        segments=segments,
         unacked=words[4],
         unacked_bytes=send_queue_size(descriptor),
         ack_age=words[12] / 1e3,
         sent_age=words[9] / 1e3,
         received_age=words[11] / 1e3,
+        received=received,
     )
 
 
@@ -143,6 +150,7 @@ def combine(links: Iterable[LinkState | None]) -> LinkState | None:
         return None
     waiting = [link.ack_age for link in known if link.unacked]
     segments = [link.segments for link in known if link.segments is not None]
+    received = [link.received for link in known if link.received is not None]
     return LinkState(
         rtt=max(link.rtt for link in known),
         rttvar=max(link.rttvar for link in known),
@@ -154,6 +162,7 @@ def combine(links: Iterable[LinkState | None]) -> LinkState | None:
         ack_age=max(waiting) if waiting else min(link.ack_age for link in known),
         sent_age=min(link.sent_age for link in known),
         received_age=min(link.received_age for link in known),
+        received=sum(received) if received else None,
     )
 
 

@@ -240,7 +240,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "first-connection-preferred",
         "ordering",
         "redis/multiplexer.py",
-        """        if alive and preferred is not None and not preferred.busy:
+        """        if preferred is not None and not preferred.busy:
             return preferred
 """,
         "",

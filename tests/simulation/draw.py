@@ -246,7 +246,7 @@ class _Drawer:
         if kind == "traffic":
             arguments["count"] = rng.randint(5, 19)
             arguments["pause"] = rng.choice([0.0, 0.001, 0.02, 0.1, 0.4])
-            arguments["letter"] = rng.choice("gis")
+            arguments["letter"] = rng.choice("gise")
         if kind == "follow":
             arguments["how"] = rng.choice(["watch", "watch", "change", "update", "recorder"])
             arguments["seconds"] = rng.choice([0.5, 2.0, 5.0])

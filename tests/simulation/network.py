@@ -25,6 +25,9 @@ __all__ = ["Connection", "Network", "Peer", "Server", "Session"]
 SYN_ATTEMPTS = 6
 """Linux sends the first packet of a connection again after 1, 3, 7, 15, 31 and 63 s."""
 
+RESOLVER_TIMEOUT = 5.0
+"""Seconds after which the resolver asks again. It asks twice."""
+
 GARBAGE = (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x46", b"@@\r\n")
 
 
@@ -135,8 +138,9 @@ class Network:
         modes = self._lookups.get(name, ())
         random, now = self.random.random, self.loop.now
         if "hang" in modes and tries < 2:
-            # The resolver asks twice, and waits for 5 s each time.
-            self.loop.push(now + 5.0, self._look_up, name, port, family, future, tries + 1)
+            self.loop.push(
+                now + RESOLVER_TIMEOUT, self._look_up, name, port, family, future, tries + 1
+            )
             return
         delay = 100e-6 + random() * 1e-3
         if "slow" in modes:

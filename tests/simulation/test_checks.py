@@ -1184,7 +1184,11 @@ def test_degraded_ends_when_refusals_stop(case):
 
 
 @pytest.mark.parametrize(
-    "case", ["soon", "late", "wrong password", "wrong earlier", "hung lookup", "hung long ago"]
+    "case",
+    [
+        *("soon", "late", "in turn"),
+        *("wrong password", "wrong earlier", "hung lookup", "hung long ago"),
+    ],
 )
 def test_an_accepted_write_ends_the_report_of_refused_writes(case):
     story = Story()
@@ -1199,6 +1203,7 @@ def test_an_accepted_write_ends_the_report_of_refused_writes(case):
         story.wait(6.0 if case == "hung long ago" else 0.0)
     if case == "wrong password":
         story.refuse("HELLO 3 AUTH default secret", "WRONGPASS invalid password")
+    story.wait(0.5 if case == "in turn" else 1.5)
     story.call(20, "SET r0 t20.0")
     story.call(40, "SET r0 t40.0")
     story.wait(0.5 if case == "soon" else 6.0)

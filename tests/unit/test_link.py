@@ -87,6 +87,20 @@ def test_an_open_connection_is_described(listener):
     assert read_link(sock) is None
 
 
+@linux
+def test_a_server_that_has_sent_nothing_since_the_connection_was_opened_is_silent(listener):
+    for _ in range(10):
+        with socket.create_connection(listener.getsockname()) as sock:
+            sock.sendall(b"hello")  # usually in the same tick of the kernel
+            peer, _ = listener.accept()
+            with peer:
+                assert peer.recv(5) == b"hello"
+                assert read_link(sock).silent_server
+                peer.sendall(b"reply")
+                assert sock.recv(5) == b"reply"
+                assert not read_link(sock).silent_server
+
+
 @pytest.mark.parametrize(
     "info",
     [

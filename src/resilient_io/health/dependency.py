@@ -373,6 +373,13 @@ class Dependency:
         """Probe immediately, without reporting a failure, unless it is DOWN."""
         self._prober.suspect()
 
+    def reply_unclear(self) -> None:
+        """Report that a reply may have been a refusal: its caller has given up, for example.
+
+        Replies do not postpone the next probe then.
+        """
+        self._prober.distrust_replies()
+
     async def wait_for_probe(self, timeout: float) -> None:
         """Wait for the probe that a reported failure has requested, for at most `timeout` seconds.
 
@@ -394,8 +401,9 @@ class Dependency:
     def refused(self, cause: Cause, detail: str = "") -> None:
         """Report that the dependency answered but refused a write: DEGRADED until one is accepted.
 
-        That state also ends after `HealthSettings.refusal_hold` without another refusal. `detail`
-        must not contain secrets.
+        That state also ends after `HealthSettings.refusal_hold` without another refusal. If writes
+        are accepted and refused in turn, it ends with a write that is accepted when none was
+        refused for `HealthSettings.interval`. `detail` must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)
@@ -579,6 +587,11 @@ class Reporter:
         """Report a refused write; see `Dependency.refused`."""
         if not self._closed:
             self._dependency.refused(cause, detail)
+
+    def reply_unclear(self) -> None:
+        """Report that a reply may have been a refusal; see `Dependency.reply_unclear`."""
+        if not self._closed:
+            self._dependency.reply_unclear()
 
     def accepted(self) -> None:
         """Report an accepted write; see `Dependency.accepted`."""

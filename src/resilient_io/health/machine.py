@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeAlias
 
 from .states import Cause, Change, State, clean_detail, describe_state
@@ -28,10 +29,11 @@ class Machine:
 
     # fmt: off
     __slots__ = (
-        "_contact", "_counted", "_failovers", "_falls", "_good", "_last_good", "_limitation",
-        "_not_serving", "_parts", "_refusal", "_remark", "_suspected", "_trouble", "cause",
-        "changes", "detail", "failures", "latency", "name", "probes_failed", "probes_ok",
-        "refusals", "settings", "since", "state", "streak", "transitions",
+        "_accepted", "_contact", "_counted", "_failovers", "_falls", "_good", "_last_good",
+        "_limitation", "_not_serving", "_parts", "_refusal", "_refuses_some", "_remark",
+        "_suspected", "_trouble", "cause", "changes", "detail", "failures", "latency", "name",
+        "probes_failed", "probes_ok", "refusals", "settings", "since", "state", "streak",
+        "transitions",
     )
     # fmt: on
 
@@ -54,6 +56,8 @@ class Machine:
         self._contact = State.UNKNOWN  # UNKNOWN, UP or DOWN
         self._trouble: tuple[Cause | None, str] = (None, "")  # why it is DOWN or UNKNOWN
         self._refusal: tuple[Cause, str, float] | None = None  # reported by calls
+        self._accepted = -math.inf  # when an accepted write ended a period of refusals
+        self._refuses_some = False  # whether another one was refused soon after that
         self._limitation: tuple[Cause, str] | None = None  # reported by the latest probe
         self._not_serving = False  # whether it answered the latest probe that it does not serve
         self._parts: dict[Part, tuple[Cause, str]] = {}
@@ -66,7 +70,7 @@ class Machine:
 
     @property
     def refusing(self) -> bool:
-        """Whether a write was refused and none was accepted since."""
+        """Whether writes are refused, at least some of them."""
         return self._refusal is not None
 
     @property
@@ -107,7 +111,7 @@ class Machine:
             return None
         self._limitation, self._not_serving = None, False
         if self._refusal is not None and now - self._refusal[2] >= self.settings.refusal_hold:
-            self._refusal = None
+            self._refusal, self._refuses_some = None, False
         return self._answered(now, latency)
 
     def probe_degraded(
@@ -159,14 +163,23 @@ class Machine:
     def refused(self, now: float, cause: Cause, detail: str) -> Change | None:
         """Take the refusal of a write."""
         self.refusals += 1
+        if now - self._accepted < self.settings.refusal_hold:
+            self._refuses_some = True
         self._refusal = (cause, detail, now)
         if self._contact is State.UP:
             return self._settle(now)
         return self._answered(now, None)  # a refusal is an answer
 
     def accepted(self, now: float) -> Change | None:
-        """Take the acceptance of a write."""
-        self._refusal = None
+        """Take the acceptance of a write, which ends a period of refusals.
+
+        Without memory, for example, Redis refuses SET and accepts DEL. Then it proves something
+        only if no write was refused for the probe interval.
+        """
+        last = self._refusal[2] if self._refusal is not None else -math.inf
+        if self._refuses_some and now - last < self.settings.interval:
+            return None
+        self._refusal, self._refuses_some, self._accepted = None, False, now
         return self._settle(now)
 
     def part_lost(
@@ -215,7 +228,7 @@ class Machine:
         """Forget all evidence: the dependency is no longer watched."""
         self._contact = State.UNKNOWN
         self._refusal = self._limitation = None
-        self._not_serving = False
+        self._refuses_some = self._not_serving = False
         self._parts.clear()
         self._suspected.clear()
         self._failovers.clear()
@@ -253,6 +266,7 @@ class Machine:
             self._contact = State.DOWN
             self._falls = [*self._falls, now][-MOST_TO_RISE.bit_length() :]
             self._refusal = self._limitation = None
+            self._refuses_some = False
             self._parts.clear()
         elif cause is Cause.TIMED_OUT and self._trouble[0] is Cause.UNREACHABLE:
             return self._settle(now)  # silence adds nothing to what the kernel has shown

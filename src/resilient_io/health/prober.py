@@ -234,10 +234,10 @@ class Prober:
 
     # fmt: off
     __slots__ = (
-        "_alarm", "_clients", "_early", "_ended", "_interval", "_logged_bug", "_long_pauses",
-        "_machine", "_note", "_overruled", "_pause", "_preempted", "_publish", "_queued",
-        "_resolved", "_rng", "_runner", "_running", "_settings", "_suspected", "_suspicion_ended",
-        "_time", "lag",
+        "_alarm", "_clients", "_distrusts", "_early", "_ended", "_interval", "_logged_bug",
+        "_long_pauses", "_machine", "_note", "_overruled", "_pause", "_preempted", "_publish",
+        "_queued", "_resolved", "_rng", "_runner", "_running", "_settings", "_suspected",
+        "_suspicion_ended", "_time", "lag",
     )
     # fmt: on
 
@@ -269,6 +269,7 @@ class Prober:
     def _reset(self) -> None:
         self._suspected = False
         self._preempted = False
+        self._distrusts = False  # whether replies do not postpone the next probe
         self._overruled = -math.inf  # when replies to clients last overruled a failed probe
         self._ended = -math.inf  # when the latest probe ended
         self._suspicion_ended = -math.inf  # when the latest probe on a new connection ended
@@ -352,6 +353,10 @@ class Prober:
             self._preempted = True  # if it expired, the next probe checks the suspicion
             probe.end()
 
+    def distrust_replies(self) -> None:
+        """Probe when the interval has passed, also if replies arrive: they may be refusals."""
+        self._distrusts = True
+
     def take_unreachable(self, detail: str, since: float) -> None:
         """Take the finding of a client that nothing was acknowledged since `since`.
 
@@ -414,7 +419,7 @@ class Prober:
             self._ring_at(when, early)
             return None
         suspicious = self._suspected or (machine.state is not _UP and not machine.state.answering)
-        self._suspected = self._preempted = False
+        self._suspected = self._preempted = self._distrusts = False
         lost = lag.stalled_at(now) + client.queued()
         self._running = _Probe(task, client, suspicious, now, lost)
         return self._running
@@ -443,7 +448,7 @@ class Prober:
     def _next(self) -> tuple[float, float]:
         """Return when the next probe is due, and by how many seconds it may be early."""
         state = self._machine.state
-        if state is _UP and not self._suspected:
+        if state is _UP and not self._suspected and not self._distrusts:
             elsewhere = self._clients[0].replied_elsewhere()
             return max(self._ended, self._last_reply(), elsewhere) + self._interval, self._early
         if state is State.DOWN:

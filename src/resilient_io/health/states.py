@@ -170,7 +170,9 @@ class HealthSettings:
         short_outage: Duration up to which an outage is short, in seconds. An outage with a
             permanent cause, such as a wrong password, is never short.
         refusal_hold: Seconds without another refused write after which, if probes succeed, the
-            dependency is considered to accept writes again.
+            dependency is considered to accept writes again. An accepted write ends DEGRADED
+            earlier. But if another one is refused within this time, only some are refused: then it
+            takes an accepted write `interval` seconds after the latest refused one.
         history: Number of state changes to keep.
 
     Raises:

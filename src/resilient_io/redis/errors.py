@@ -204,6 +204,31 @@ def refusal(error: BaseException) -> Refusal | None:
     return found
 
 
+_OF_THE_SERVER = (
+    "is loading the dataset in memory",
+    "is busy running a",
+    "when used memory > 'maxmemory'",
+    "against a read only replica",
+    "on readonly replica",
+    "with MASTER is down",
+    "Not enough good replicas",
+    "is configured to save RDB snapshots",
+    "is configured to persist data to AOF",
+    "Errors writing to the AOF file",
+    _DEMOTED,
+)
+"""Parts of the texts of refusals. A script may return an error with the same code, such as BUSY."""
+
+
+def server_refuses(error: BaseException) -> bool:
+    """Return whether the error of any command, a script for example, is the server's own refusal.
+
+    That shows how the server is, although a script may have changed something before.
+    """
+    text = str(error)
+    return refusal(error) is not None and any(part in text for part in _OF_THE_SERVER)
+
+
 def remove_secrets(error: BaseException, secrets: Iterable[str]) -> None:
     """Remove secrets from the text of an exception of redis-py, and of those that caused it.
 

@@ -20,7 +20,15 @@ from resilient_io.health import Cause
 from resilient_io.retry import RetrySchedule, backoff_bound
 from resilient_io.tasks import Signal
 
-from .attempt import AttemptFailed, Limits, Moves, end_of_wait, final_error, server_down
+from .attempt import (
+    AttemptFailed,
+    Limits,
+    Moves,
+    end_of_wait,
+    final_error,
+    refused,
+    server_down,
+)
 from .commands import Effect
 from .errors import (
     CLOSED,
@@ -31,11 +39,13 @@ from .errors import (
     RedisOutcomeUnknown,
     RedisOverloaded,
     RedisUnavailable,
+    server_refuses,
 )
 from .instrumentation import tracing_of_call
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from resilient_io.health import Dependency
     from resilient_io.retry import RetryBudget, RetryPolicy
@@ -238,6 +248,7 @@ class Executor:
             try:
                 result = await call.attempt(limits)
             except RedisError as error:
+                self.report_refusals(call, [error])
                 if failing is None or failing.progress is not Progress.MAYBE_APPLIED:
                     raise
                 result = final_error(error)  # which says nothing about the earlier attempts
@@ -438,22 +449,33 @@ class Executor:
 
     def _report(self, call: Call, failed: AttemptFailed) -> None:
         """Report a refusal to health; connections report their own failures."""
-        refused = failed.refusal
-        if refused is None:
+        meaning = failed.refusal
+        if meaning is None:
             return
         self.refusals += 1
-        if refused.normal:
+        if meaning.normal:
             return
         server = self._server_of(call)
         if server is None:
             return
-        if refused.degraded:
-            server.reports.refused(refused.cause, failed.detail)
+        if meaning.degraded:
+            server.reports.refused(meaning.cause, failed.detail)
             server.multiplexer.refresh()
         else:
-            server.reports.failed(refused.cause, failed.detail, answered=True)
-        if refused.elsewhere or refused.cause is Cause.NO_REPLICAS:
-            server.search.note_refusal(refused)
+            server.reports.failed(meaning.cause, failed.detail, answered=True)
+        if meaning.elsewhere or meaning.cause is Cause.NO_REPLICAS:
+            server.search.note_refusal(meaning)
+
+    def report_refusals(self, call: Call, replies: Iterable[object]) -> None:
+        """Report the first refusal among replies that the caller gets, and that are not repeated.
+
+        For example, the error of a script proves nothing about the call, because a part may be
+        applied, but shows as well that the server is a replica.
+        """
+        errors = (reply for reply in replies if isinstance(reply, Exception))
+        failed = refused(next(filter(server_refuses, errors), None))
+        if failed is not None:
+            self._report(call, failed)
 
     def note_redirected(self) -> None:
         """Count a call that another node of a cluster is to answer, and the further attempt."""

@@ -476,6 +476,7 @@ class Multiplexer:
     def abandon(self, request: PendingRequest) -> None:
         """Drop a request whose caller no longer waits. It is not sent if it was not yet."""
         request.future.cancel()
+        self.reports.reply_unclear()
         connection = request.connection
         if connection is None:
             self._waiting.note_abandoned()
@@ -486,10 +487,10 @@ class Multiplexer:
 
     def abandon_future(self, future: asyncio.Future[object]) -> None:
         """Drop a cancelled call of the hot path, which may have become a request."""
-        if future.done() and not future.cancelled():
-            reply = future.result()
-            if isinstance(reply, Promoted):
-                self.abandon(reply.request)
+        self.reports.reply_unclear()
+        reply = future.result() if future.done() and not future.cancelled() else None
+        if isinstance(reply, Promoted):
+            self.abandon(reply.request)
 
     def retire(
         self,
@@ -534,9 +535,9 @@ class Multiplexer:
         """Send nothing until the server can apply nothing more of an exclusive connection."""
         if self.unsupported:
             lost.fenced.set_result(False)
-            return
-        self._reconnector.fence(lost, self._survivor_of(lost))
-        self._choose()
+        else:
+            self._reconnector.fence(lost, self._survivor_of(lost))
+            self._choose()
 
     def leave_server(self, failure: ConnectionFailure) -> None:
         """Close every connection: another server has taken over. Calls in flight get no reply."""
@@ -879,14 +880,11 @@ class Multiplexer:
 
     def _prefer(self) -> MultiplexedConnection | None:
         """Keep the connection, which keeps the calls in order, unless a large value blocks it."""
-        preferred = self._preferred
-        alive = preferred is not None and preferred in self._slots
-        if alive and preferred is not None and not preferred.busy:
+        preferred = self.preferred
+        if preferred is not None and not preferred.busy:
             return preferred
         free = next((each for each in self.connections if not each.busy), None)
-        if free is None and alive:
-            return preferred
-        return free if free is not None else next(iter(self.connections), None)
+        return free or preferred or next(iter(self.connections), None)
 
 
 def _add_traffic(

@@ -268,8 +268,10 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             if self._acknowledgements is not None:
                 executor = self._runtime.executor
                 self._acknowledgements.check(executor, call.operation, replies, started)
-            if raise_on_error:
-                self._raise_first(replies, batch.commands)
+            if contains_type(replies, (Exception,)):
+                self._runtime.executor.report_refusals(call, replies)
+                if raise_on_error:
+                    self._raise_first(replies, batch.commands)
             return replies
         finally:
             await self.reset()
@@ -284,8 +286,6 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
 
     def _raise_first(self, replies: list[Any], commands: Sequence[Queued]) -> None:
         """Raise the first error among the replies."""
-        if not contains_type(replies, (Exception,)):
-            return
         for error in [reply for reply in replies if isinstance(reply, Exception)]:
             if isinstance(error, ResponseError):
                 index = next(index for index, reply in enumerate(replies) if reply is error)

@@ -23,7 +23,6 @@ _DEGRADED = 15.0  # seconds after the last refusal by which DEGRADED must end
 _NOTICED = 4.5  # seconds within which a server that serves nothing must be noticed
 _ACCEPTED = 1.0  # seconds after an accepted write by which the report of refused writes ends
 _RECONNECTED = 2.5  # seconds after a fault by which connections and probes work again
-_RESOLVER = 5.0  # seconds after which the resolver asks again, as in `network.py`
 _OUTAGE_WAIT = RetryPolicy().outage_wait
 
 _HANDSHAKE = frozenset((
@@ -178,12 +177,11 @@ def degraded_ends_when_refusals_stop(index: Index) -> Iterator[Broken]:
 
 
 def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterator[Broken]:
-    """DEGRADED with refused writes ends soon after the faults, if the server accepts writes.
+    """DEGRADED with refused writes ends a while after them and the faults, with an accepted write.
 
     Not if logins were refused, too. That is reported until a new connection logs in, of which
     writes over the open ones say nothing, and a client tries again only after up to 10 s. Lost
-    connections, too, are reported until they are open again, and a lookup that has hung is repeated
-    by the resolver only after 5 s.
+    connections, too, are reported until they are open again.
     """
     refused = _times_of_refusals(index)
     for dependency, periods in _periods(index).items():
@@ -196,7 +194,7 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
             last = max(
                 [period.since, *within]
                 + [
-                    fault.end + (_RESOLVER if fault.kind == "lookup hangs" else 0.0)
+                    fault.end
                     for fault in index.disturbances
                     if fault.begin <= period.until and fault.kind not in PERMANENT
                 ]
@@ -204,7 +202,8 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
             for label, operations in index.by_client.items():
                 if index.dependencies.get(label) != dependency:
                     continue
-                writes = [each for each in operations if _accepted_after(index, each, last)]
+                # Earlier ones prove nothing if others were refused in turn.
+                writes = [each for each in operations if _accepted_after(index, each, last + 1.0)]
                 if len(writes) < 2:
                     continue
                 second = writes[1].ended or last

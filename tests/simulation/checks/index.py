@@ -9,6 +9,7 @@ from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tests.simulation.history import ErrorReply, Outcome
+from tests.simulation.network import RESOLVER_TIMEOUT
 
 from .effects import PERMITTED, POPS, PUSHES, READ, UNDO, effect_of, effect_of_batch
 
@@ -343,7 +344,10 @@ class Index:
 
     @cached_property
     def disturbances(self) -> list[Disturbance]:
-        """The faults in the order of their beginning, without those of our own process."""
+        """The faults in the order of their beginning, without those of our own process.
+
+        A lookup that hangs is repeated by the resolver only after a while.
+        """
         ends = {event.facts["number"]: event.time for event in self.events.get("fault ended", ())}
         planned = {} if self.plan is None else {fault.number: fault for fault in self.plan.faults}
         found = []
@@ -354,6 +358,7 @@ class Index:
             fault = planned.get(number)
             arguments = {} if fault is None else dict(fault.arguments)
             end = ends.get(number, float("inf")) + float(arguments.get("loading", 0.0))
+            end += RESOLVER_TIMEOUT if kind == "lookup hangs" else 0.0
             found.append(Disturbance(event.time, end, kind, arguments))
         return found
 

@@ -238,7 +238,8 @@ def calls_keep_their_order_for_each_key(index: Index) -> Iterator[Broken]:
 @once
 def _moved(index: Index) -> bool:
     """Return whether a client left a server that refused writes, while calls were in flight."""
-    return any(execution.reply.text.startswith("READONLY") for execution in index.errors)
+    texts = [execution.reply.text for execution in index.errors]
+    return any(text.startswith("READONLY") or "instance state changed" in text for text in texts)
 
 
 def calls_are_written_in_the_order_in_which_they_were_made(index: Index) -> Iterator[Broken]:

@@ -248,6 +248,8 @@ async def traffic(use: Use) -> None:
             words = ("INCR", f"n:{use.token(0, offset)}")
         elif use.argument("letter") == "s":
             words = ("SET", register_of(use), use.token(0, offset))
+        elif use.argument("letter") == "e":
+            words = ("EVAL", PUSH_AND_RETURN, "1", list_of(use), use.token(0, offset))
         operation = use.operation(words, kind="traffic", offset=offset)
         await use.perform(operation, sender(client, words))
 

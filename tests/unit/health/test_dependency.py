@@ -165,8 +165,8 @@ async def test_history_contains_the_latest_changes():
     dependency = Dependency("redis", settings=HealthSettings(history=3))
     dependency.succeeded()
     for _ in range(5):
-        dependency.refused(Cause.READ_ONLY)
-        dependency.accepted()
+        dependency.part_lost("connection", Cause.RESET)
+        dependency.part_back("connection")
     assert [change.state.value for change in dependency.history] == ["up", "degraded", "up"]
 
 

@@ -148,6 +148,38 @@ def test_refused_write_degrades_it_until_one_is_accepted(up):
     assert not up.refusing
 
 
+def test_writes_that_are_accepted_and_refused_in_turn_do_not_change_the_state_each_time(up):
+    changes = []
+    for number in range(100):
+        changes.append(up.refused(2.0 + number / 10, Cause.OUT_OF_MEMORY, "SET"))
+        changes.append(up.accepted(2.05 + number / 10))  # DEL
+    assert [each.state for each in changes if each] == [DEGRADED, UP, DEGRADED]
+    assert up.refusing
+    assert up.accepted(12.8) is None
+    assert up.accepted(12.9).state is UP
+    assert up.refused(30.0, Cause.OUT_OF_MEMORY, "").state is DEGRADED
+    assert up.accepted(30.1).state is UP
+
+
+def test_only_the_hold_ends_the_report_of_some_refused_writes_if_no_more_are_made(up):
+    up.refused(2.0, Cause.OUT_OF_MEMORY, "")
+    up.accepted(2.1)
+    up.refused(2.2, Cause.OUT_OF_MEMORY, "")
+    assert up.accepted(2.3) is None
+    assert up.probe_ok(12.1, 0.001) is None
+    assert up.probe_ok(12.2, 0.001).state is UP
+
+
+def test_an_outage_ends_the_report_that_some_writes_are_refused(up):
+    up.refused(2.0, Cause.OUT_OF_MEMORY, "")
+    up.accepted(2.1)
+    up.refused(2.2, Cause.OUT_OF_MEMORY, "")
+    refuse(up, 3.0)
+    assert up.probe_ok(4.0, 0.001).state is UP
+    assert up.refused(15.0, Cause.OUT_OF_MEMORY, "").state is DEGRADED
+    assert up.accepted(15.1).state is UP
+
+
 def test_refusal_expires_after_good_probes(up):
     up.refused(2.0, Cause.OUT_OF_MEMORY, "")
     up.refused(7.0, Cause.OUT_OF_MEMORY, "")

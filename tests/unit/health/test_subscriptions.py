@@ -25,10 +25,10 @@ class Scene:
         self.dependency.succeeded()
 
     def degrade(self):
-        self.dependency.refused(Cause.READ_ONLY)
+        self.dependency.part_lost("connection", Cause.RESET)
 
     def heal(self):
-        self.dependency.accepted()
+        self.dependency.part_back("connection")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from resilient_io.health import Dependency, HealthMonitor, State
+from resilient_io.health import Cause, Dependency, HealthMonitor, State
 from resilient_io.serve import events
 from resilient_io.serve.endpoints import Endpoints
 from resilient_io.serve.events import StatusBroadcast
@@ -70,9 +70,9 @@ async def test_slow_reader_gets_only_the_latest_event_and_delays_no_other(stream
         await anext(slow)
         for _ in range(20):
             await asyncio.sleep(0.1)
-            service.put(service.redis, State.DEGRADED)
+            service.redis.part_lost("connection", Cause.RESET)
             await asyncio.sleep(0.1)
-            service.redis.accepted()
+            service.redis.part_back("connection")
         await asyncio.sleep(0.05)
         assert data_of(await anext(slow))["state"] == "up"
         began = asyncio.get_running_loop().time()

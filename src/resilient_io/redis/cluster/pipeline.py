@@ -225,12 +225,14 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
     async def _run(self, batch: NodeBatch, started: float) -> _Failure | None:
         """Execute a batch. Return how it failed, if it did."""
         client = self._client
+        executor = client._runtime.executor
         try:
-            await client._runtime.executor.run(
+            await executor.run(
                 batch, client._policy, started=started, deliberate=client._deliberate
             )
         except (RedisError, OSError) as error:
             return _Failure(error, batch.unsure)
+        executor.report_refusals(batch, batch.replies.values())
         return None
 
     def _place(
@@ -339,9 +341,11 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
         slot = self._slot_of_transaction(specs)
         make = partial(self._transaction_on, list(self._queue), list(specs))
         call = ClusterCall(client._router, make, "MULTI", slot=slot)
-        replies: list[Any] = await client._runtime.executor.run(
+        executor = client._runtime.executor
+        replies: list[Any] = await executor.run(
             call, client._policy, started=started, deliberate=client._deliberate
         )
+        executor.report_refusals(call, replies)
         return replies
 
     def _slot_of_transaction(self, specs: Sequence[CommandSpec]) -> int:

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 import pytest_asyncio
+from redis import exceptions as driver
 from redis.asyncio import ConnectionPool
 
 from resilient_io import State
@@ -170,3 +171,39 @@ async def test_a_client_of_a_demoted_master_moves_to_the_new_master(
     assert sorted(results) == list(range(1, 21))
     assert await other_server.query("GET", "counter") == b"20"
     assert redis.health.state is not State.DOWN
+
+
+async def run_a_script(redis):
+    return await redis.eval("return redis.call('INCR', KEYS[1])", 1, "counter")
+
+
+async def send_a_pipeline(redis):
+    return (await redis.pipeline(transaction=False).get("who").incr("counter").execute())[1]
+
+
+async def send_a_pipeline_of_scripts(redis):
+    pipeline = redis.pipeline(transaction=False).get("who")
+    return (await pipeline.eval("return redis.call('INCR', KEYS[1])", 1, "counter").execute())[1]
+
+
+@pytest.mark.parametrize("call", [run_a_script, send_a_pipeline, send_a_pipeline_of_scripts])
+async def test_a_client_whose_refused_calls_are_not_repeated_moves_to_the_new_master(
+    call, names, redis_server, other_server, connect
+):
+    """The error of a script, or of a part of a pipeline, is raised: a part may be applied."""
+    redis = await connect(url(redis_server))
+    assert await call(redis) == 1
+
+    await redis_server.query("REPLICAOF", "127.0.0.2", other_server.port)
+    names.address = "127.0.0.2"
+    results = []
+    async with asyncio.timeout(5):
+        while results[-1:] != [1]:
+            try:
+                results.append(await call(redis))
+            except driver.ResponseError as error:
+                results.append(type(error))
+            await asyncio.sleep(0.05)
+
+    assert results == [*[driver.ReadOnlyError] * (len(results) - 1), 1]
+    assert len(results) <= 10

@@ -219,6 +219,89 @@ async def test_a_real_server_that_loads_its_data_is_down_for_loading(connect, qu
         await seen.until_recovered(within=5)
 
 
+async def delete_and_set(redis):
+    await redis.delete("other")
+    await redis.set("key", "value")
+
+
+async def delete_and_set_in_a_pipeline(redis):
+    await redis.pipeline(transaction=False).delete("other").set("key", "value").execute()
+
+
+@pytest.mark.parametrize("call", [delete_and_set, delete_and_set_in_a_pipeline])
+async def test_refused_writes_between_accepted_ones_do_not_change_the_state_each_time(
+    call, redis_server, connect, quick, watch
+):
+    """A server without memory accepts DEL."""
+    redis = await connect(redis_server, policy=quick.replace(attempts=1))
+    seen = watch(redis)
+    await redis_server.query("CONFIG", "SET", "maxmemory", "1")
+
+    for _ in range(20):
+        with pytest.raises(driver.OutOfMemoryError):
+            await call(redis)
+
+    assert redis.health.state is State.DEGRADED
+    assert redis.health.cause is Cause.OUT_OF_MEMORY
+    assert len(seen.states) <= 4
+
+
+async def give_up_immediately(redis):
+    call = asyncio.create_task(redis.incr("counter"))
+    await asyncio.sleep(0)  # it is sent
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+
+
+async def give_up_a_pipeline_immediately(redis):
+    call = asyncio.create_task(redis.pipeline(transaction=False).incr("counter").execute())
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled()
+
+
+async def run_a_script(redis):
+    with pytest.raises(driver.BusyLoadingError):
+        await redis.eval("return redis.call('INCR', KEYS[1])", 1, "counter")
+
+
+async def send_a_pipeline_that_is_refused_in_part(redis):
+    pipeline = redis.pipeline(transaction=False).incr("counter").echo("text")
+    refused, answered = await pipeline.execute(raise_on_error=False)
+    assert (type(refused), answered) == (driver.BusyLoadingError, b"text")
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [
+        (give_up_immediately, "INCRBY"),
+        (give_up_a_pipeline_immediately, "INCRBY"),
+        (run_a_script, "EVAL"),
+        (send_a_pipeline_that_is_refused_in_part, "INCRBY"),
+    ],
+)
+async def test_a_loading_server_is_down_although_its_replies_say_nothing_definite(
+    call, command, fault_proxy, connect, quick
+):
+    """Nothing else is called, and there is always a reply within the interval of the probe."""
+    redis = await connect(fault_proxy, policy=quick)
+    time, interval = asyncio.get_running_loop().time, redis.health.settings.interval
+    await asyncio.sleep(0.3 * interval)  # the first probes have ended
+    for name in (command, "PING"):
+        loading = b"-LOADING Redis is loading the dataset in memory\r\n"
+        fault_proxy.answer(name, loading, times=None)
+    limit = time() + 3 * interval
+
+    while redis.health.state is State.UP and time() < limit:
+        await call(redis)
+        await asyncio.sleep(0.2 * interval)
+
+    assert redis.health.state is State.DOWN
+    assert redis.health.cause is Cause.LOADING
+
+
 async def test_max_clients(connect, stranger, quick):
     async with RedisServer(options={"maxclients": 5}) as server:
         others = [await stranger(server.port) for _ in range(5)]
