@@ -36,7 +36,7 @@ from .attempt import (
 )
 from .commands import SPECS, Effect, effect_of, effect_of_batch, lookup
 from .connection import NotMultiplexable, PendingRequest
-from .durability import Acknowledgements, exchange_and_wait
+from .durability import Acknowledgements, any_applied, exchange_and_wait
 from .errors import RedisOutcomeUnknown, refusal, remove_secrets
 from .response_queue import LARGE
 
@@ -256,6 +256,7 @@ class BatchCall(Call):
                 request,
                 self._acknowledgements,
                 send=self._send_alone,
+                applied=self._any_applied,
                 limits=limits,
                 timeout=timeout,
             )
@@ -268,6 +269,23 @@ class BatchCall(Call):
         return await self._runtime.pool.exchange(
             request, call=self, limits=limits, timeout=timeout, suspect=bool(self._lost)
         )
+
+    def _any_applied(self, replies: list[Any]) -> bool:
+        """Return whether replicas may need a write of this exchange."""
+        positions: Sequence[int] = range(len(self._answers), len(self._commands))
+        if self._transaction:
+            positions = self._sent
+            replies = replies[-1] if isinstance(replies[-1], list) else []
+        else:
+            replies = replies[len(self._loads) :]
+        specs = [self._specs[index] for index in positions]
+        return any_applied(specs, [self._commands[index][0] for index in positions], replies)
+
+    @property
+    def _sent(self) -> list[int]:
+        """The positions of the commands of a transaction that are sent: all but placeholders."""
+        options = enumerate(options for _, options in self._commands)
+        return [index for index, given in options if EMPTY_RESPONSE not in given]
 
     def _without_loads(self, request: PendingRequest, replies: list[Any]) -> list[Any]:
         """Return the replies to the commands of the batch, without those to SCRIPT LOAD."""
@@ -425,11 +443,7 @@ class BatchCall(Call):
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
             raise ResponseError("EXEC did not return a list")
-        sent = [
-            index
-            for index, (_, options) in enumerate(self._commands)
-            if EMPTY_RESPONSE not in options
-        ]
+        sent = self._sent
         self._note_accepted(result, sent)
         if errors:
             # Other commands were executed, so a missing script cannot be repeated.

@@ -169,6 +169,7 @@ class DurableCall(MultiplexedCall):
             request,
             self._acknowledgements,
             send=self._send_alone,
+            applied=_last_applied,
             limits=limits,
             timeout=self._timeout,
         )
@@ -188,19 +189,21 @@ async def exchange_and_wait(
     acknowledgements: Acknowledgements,
     *,
     send: Callable[[PendingRequest, Limits, float], Awaitable[Any]],
+    applied: Callable[[list[object]], bool],
     limits: Limits,
     timeout: float,
 ) -> Any:
     """Send a request followed by WAIT. Return the replies to the request, as a list.
 
-    Whatever `send` returns instead of replies is returned if the request was not answered.
+    The reply to WAIT counts if a write was `applied` according to these replies. Whatever `send`
+    returns instead of replies is returned if the request was not answered.
     """
     durability = acknowledgements.durability
     seconds = durability.wait_for(limits.until)
     if seconds == durability.timeout and not request.large:
         reply = await acknowledgements.groups.send(request, limits)
         if reply is not _ALONE:
-            return _take(reply, request, acknowledgements)
+            return _take(reply, request, acknowledgements, applied)
         seconds = durability.wait_for(limits.until)
     words: tuple[Any, ...] = durability.command(seconds)
     count = request.count
@@ -215,16 +218,23 @@ async def exchange_and_wait(
     )
     reply = await send(both, limits, timeout + seconds)
     request.connection = both.connection
-    return _take(_Answered.of(reply, both, 0, count), request, acknowledgements)
+    return _take(_Answered.of(reply, both, 0, count), request, acknowledgements, applied)
 
 
-def _take(answered: _Answered, request: PendingRequest, acknowledgements: Acknowledgements) -> Any:
+def _take(
+    answered: _Answered,
+    request: PendingRequest,
+    acknowledgements: Acknowledgements,
+    applied: Callable[[list[object]], bool],
+) -> Any:
     """Return the replies to a request, or else the failed attempt, and take that to WAIT."""
     request.replies = answered.replies
     if len(answered.replies) < request.count:
         return answered.result
+    if not applied(answered.replies):
+        pass  # a replica refuses the write and WAIT, and the next attempt may reach the master
     # If everything was answered but WAIT, there is nothing to repeat.
-    if isinstance(answered.result, AttemptFailed):
+    elif isinstance(answered.result, AttemptFailed):
         acknowledgements.add_problem(answered.result.detail)
     else:
         acknowledgements.add(answered.result)
@@ -418,6 +428,21 @@ def _latest(limits: Sequence[Limits]) -> Limits:
     )
 
 
+def _last_applied(replies: list[object]) -> bool:
+    """Return whether the last command was not refused."""
+    return not isinstance(replies[-1], Exception)
+
+
 def any_replicated(specs: Iterable[CommandSpec], commands: Iterable[Sequence[object]]) -> bool:
     """Return whether one of several commands changes data that replicas have."""
     return any(is_replicated(spec, args) for spec, args in zip(specs, commands, strict=True))
+
+
+def any_applied(
+    specs: Iterable[CommandSpec], commands: Iterable[Sequence[object]], replies: Iterable[object]
+) -> bool:
+    """Return whether a command that changes data of replicas is among those that succeeded."""
+    return any(
+        not isinstance(reply, Exception) and is_replicated(spec, args)
+        for spec, args, reply in zip(specs, commands, replies, strict=False)
+    )

@@ -16,7 +16,13 @@ from .attempt import AttemptFailed, Call, Command, block_of, confirm_idle
 from .batch import UNFINISHED, Batch, BatchCall, contains_type
 from .commands import SPECS, Effect, Route, effect_of, lookup
 from .driver_connection import StallTolerantTimeout, is_lost
-from .durability import Acknowledgements, DurableGroups, any_replicated, wait_over
+from .durability import (
+    Acknowledgements,
+    DurableGroups,
+    any_applied,
+    any_replicated,
+    wait_over,
+)
 from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
 from .frequent import FrequentCommands
 from .instrumentation import operation_of, through, trace_command, traced
@@ -265,13 +271,14 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             if result is UNFINISHED:
                 result = await self._run(call, started=started if reopened is None else reopened)
             replies: list[Any] = result
-            if self._acknowledgements is not None:
-                executor = self._runtime.executor
-                self._acknowledgements.check(executor, call.operation, replies, started)
-            if contains_type(replies, (Exception,)):
-                self._runtime.executor.report_refusals(call, replies)
-                if raise_on_error:
-                    self._raise_first(replies, batch.commands)
+            executor, refused = self._runtime.executor, contains_type(replies, (Exception,))
+            if refused:
+                executor.report_refusals(call, replies)
+            durable = self._acknowledgements
+            if durable is not None and any_applied(batch.specs, batch.args, replies):
+                durable.check(executor, call.operation, replies, started)
+            if refused and raise_on_error:
+                self._raise_first(replies, batch.commands)
             return replies
         finally:
             await self.reset()
@@ -383,9 +390,11 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
         replies: list[Any] = await execute(connection, self.command_stack, raise_on_error=False)
-        if self._acknowledgements is not None:
-            self._acknowledgements.attempts = 1
-            await wait_over(connection, self._acknowledgements)
+        commands = [args for args, _ in self.command_stack]
+        durable = self._acknowledgements
+        if durable is not None and any_applied(map(lookup, commands), commands, replies):
+            durable.attempts = 1
+            await wait_over(connection, durable)
         return replies
 
     async def _load_scripts(self) -> None:
@@ -465,6 +474,7 @@ class _WatchedCall(Call):
                 known.unanswered = self.effect is not Effect.READ
                 reply = await self._exchange(connection)
                 known.unanswered = False
+                self._note_accepted(reply)
                 return reply
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
@@ -485,6 +495,21 @@ class _WatchedCall(Call):
             )
         finally:
             blocked.remove(connection)
+
+    def _note_accepted(self, reply: Any) -> None:
+        """End a period of refused writes if the server has accepted one here."""
+        if not self._multiplexer.health.refusing:
+            return
+        commands = [args for args, _ in self._pipeline.command_stack]
+        replies = reply
+        if self._args is not None:
+            commands, replies = [self._args], [reply]
+        answered = zip(self._specs, commands, replies, strict=False)
+        if self.operation not in _HARMLESS and any(
+            not isinstance(each, Exception) and effect_of(spec, args) is not Effect.READ
+            for spec, args, each in answered
+        ):
+            self._multiplexer.write_accepted()
 
 
 def _watch_lost(detail: str) -> WatchError:

@@ -12,8 +12,9 @@ import pytest_asyncio
 from redis import exceptions as driver
 from redis.asyncio import ConnectionPool
 
-from resilient_io import State
+from resilient_io import NotReplicated, State
 from resilient_io.health import Cause
+from resilient_io.redis import Durability
 from resilient_io.redis.connect import RedisTarget
 from resilient_io.testing import RedisServer
 
@@ -207,3 +208,84 @@ async def test_a_client_whose_refused_calls_are_not_repeated_moves_to_the_new_ma
 
     assert results == [*[driver.ReadOnlyError] * (len(results) - 1), 1]
     assert len(results) <= 10
+
+
+async def watch_and_increment(redis):
+    async with redis.pipeline() as pipeline:
+        await pipeline.watch("who")
+        pipeline.multi()
+        return (await pipeline.incr("counter").execute())[0]
+
+
+async def watch_and_set_immediately(redis):
+    async with redis.pipeline() as pipeline:
+        await pipeline.watch("who")
+        counter = await pipeline.incr("counter")
+        await pipeline.unwatch()
+        return counter
+
+
+@pytest.mark.parametrize("call", [watch_and_increment, watch_and_set_immediately])
+async def test_a_client_that_only_watches_is_up_again_after_the_first_accepted_write(
+    call, names, redis_server, other_server, connect
+):
+    redis = await connect(url(redis_server))
+    assert await call(redis) == 1
+    await redis_server.query("REPLICAOF", "127.0.0.2", other_server.port)
+    names.address = "127.0.0.2"
+    with pytest.raises(driver.ReadOnlyError):
+        await call(redis)
+    assert redis.health.state is State.DEGRADED
+
+    assert await call(redis) == 1
+
+    assert redis.health.state is State.UP
+
+
+async def increment_in_a_transaction(redis):
+    return (await redis.pipeline(transaction=True).incr("counter").execute())[0]
+
+
+async def increment(redis):
+    return await redis.incr("counter")
+
+
+REPEATED = [increment, increment_in_a_transaction]
+RAISED = [run_a_script, send_a_pipeline, send_a_pipeline_of_scripts, watch_and_increment]
+
+
+@pytest.mark.parametrize("call", [*REPEATED, *RAISED])
+async def test_a_durable_write_that_a_demoted_master_refused_is_not_reported_as_applied(
+    call, names, redis_server, other_server, connect
+):
+    """A replica refuses WAIT, too, but that says nothing about a write that it refused."""
+    async with OtherServer(replica_of=other_server):
+        redis = await connect(url(redis_server), durability=Durability(replicas=1, timeout=3))
+        with pytest.raises(NotReplicated):
+            await call(redis.with_durability(Durability(replicas=1, timeout=0.1)))
+        await redis_server.query("REPLICAOF", "127.0.0.2", other_server.port)
+        names.address = "127.0.0.2"
+
+        if call in RAISED:
+            with pytest.raises(driver.ReadOnlyError):
+                await call(redis)
+
+        assert await call(redis) == 1
+        assert await other_server.query("GET", "counter") == b"1"
+
+
+async def test_a_durable_pipeline_of_which_a_part_was_applied_reports_the_shortfall(
+    redis_server, connect
+):
+    await redis_server.query("SET", "text", "text")
+    redis = await connect(redis_server, durability=Durability(replicas=1, timeout=0.1))
+    pipeline = redis.pipeline(transaction=False).incr("text")
+    with pytest.raises(driver.ResponseError, match="not an integer"):
+        await pipeline.execute()
+
+    with pytest.raises(NotReplicated) as caught:
+        await pipeline.incr("text").incr("counter").execute()
+
+    refused, counter = caught.value.reply
+    assert isinstance(refused, driver.ResponseError)
+    assert counter == 1
