@@ -165,7 +165,8 @@ class Reconnector:
         self._left = list(self._fences)
         now = asyncio.get_running_loop().time()
         for attempt in self._connecting:
-            attempt.reschedule(now)
+            if not attempt.expired():
+                attempt.reschedule(now)
         self.hurry()
 
     async def until_fenced(self) -> None:
@@ -210,7 +211,10 @@ class Reconnector:
                     # Only probes contact a dependency that went down during the wait.
                     down = turn.waited > 0 and self._health.state is State.DOWN
                     self._connecting.append(attempt)
-                    connection = None if down else await self._open()
+                    try:
+                        connection = None if down else await self._open()
+                    finally:
+                        self._connecting.remove(attempt)
             except (RedisError, OSError) as error:
                 if attempt.expired():
                     continue  # that server was left meanwhile
@@ -220,9 +224,6 @@ class Reconnector:
                 if self._health.state is State.DOWN:
                     await self._until_up()
                 continue
-            finally:
-                if attempt in self._connecting:
-                    self._connecting.remove(attempt)
             if down:
                 await self._until_up()
                 continue

@@ -200,7 +200,7 @@ class Subscription:
         """Leave the server of the open connection. The next one asks for the address again."""
         if self.connection is not None:
             self.connection.lose(failure)
-        if self._attempt is not None:
+        if self._attempt is not None and not self._attempt.expired():
             self._attempt.reschedule(self.loop.time())
 
     def move(self, owner: Subscriptions, failure: ConnectionFailure) -> None:

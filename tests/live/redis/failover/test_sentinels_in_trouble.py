@@ -154,3 +154,23 @@ async def test_failover_without_an_end_holds_calls_for_a_limited_time(
         assert await redis.incr("counter") == 1
         assert 0.2 < asyncio.get_running_loop().time() - began < 1.5
         assert redis.health.state is State.UP
+
+
+async def test_client_that_cannot_connect_follows_a_failover_whose_beginning_it_missed(
+    quick_setup, client_of
+):
+    """The new master is named while the attempts to connect to the former one pause."""
+    former, replica = quick_setup.nodes[:2]
+    async with FakeSentinel(("127.0.0.1", former.port)) as sentinel:
+        redis = await client_of(sentinel)
+        former.kill()
+        await until(lambda: redis.health.state is State.DOWN)
+        await asyncio.sleep(0.1)  # each connection was refused
+        await replica.query("REPLICAOF", "NO", "ONE")
+
+        sentinel.address, sentinel.epoch = ("127.0.0.1", replica.port), 1
+        sentinel.publish("+switch-master", quick_setup.name)
+
+        await until(lambda: redis.health.state is State.UP)
+        assert redis.liveness_failure() is None
+        assert await redis.incr("counter") == 1
