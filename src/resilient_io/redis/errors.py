@@ -141,9 +141,12 @@ class Refusal:
     normal: bool = False  # it says nothing about the health of the server
 
 
+REPLICA = Refusal(Cause.READ_ONLY, degraded=True, elsewhere=True)
+"""The server is a replica."""
+
 _BY_CLASS: dict[type[BaseException], Refusal] = {
     driver.BusyLoadingError: Refusal(Cause.LOADING),
-    driver.ReadOnlyError: Refusal(Cause.READ_ONLY, degraded=True, elsewhere=True),
+    driver.ReadOnlyError: REPLICA,
     driver.MasterDownError: Refusal(Cause.MASTER_DOWN, degraded=True, elsewhere=True),
     driver.ClusterDownError: Refusal(Cause.OTHER, degraded=True),
     driver.TryAgainError: Refusal(Cause.OVERLOADED),
@@ -198,7 +201,7 @@ def refusal(error: BaseException) -> Refusal | None:
     if found is None and type(error) is driver.ResponseError:
         prefix, _, text = str(error).partition(" ")
         demoted = prefix == "UNBLOCKED" and _DEMOTED in text
-        found = _BY_CLASS[driver.ReadOnlyError] if demoted else _BY_PREFIX.get(prefix)
+        found = REPLICA if demoted else _BY_PREFIX.get(prefix)
     if found is None and type(error) is driver.ConnectionError and str(error) == _MAX_CLIENTS:
         found = Refusal(Cause.MAX_CLIENTS)
     return found

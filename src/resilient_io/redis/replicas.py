@@ -35,6 +35,7 @@ from .attempt import AttemptFailed, Call
 from .commands import Effect, Route, effect_of
 from .connect import connect
 from .driver_connection import StallTolerantTimeout, abort, query_over
+from .errors import REPLICA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -288,6 +289,8 @@ class ReplicaSet:
         asked = asyncio.get_running_loop().time()
         facts = await _replication_of(connection)
         if facts.get("role") != "master":
+            if self._samples:  # it was the master: no write may be refused that would show it
+                self._master.server.search.note_refusal(REPLICA)
             return
         self._samples.append(
             _Sample(facts["master_replid"], int(facts["master_repl_offset"]), asked)

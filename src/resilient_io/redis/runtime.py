@@ -66,7 +66,8 @@ class Runtime:
     # fmt: off
     __slots__ = (
         "__weakref__", "_at_close", "_attachment", "_checks_use", "_closes_pool", "_companions",
-        "_lifetime", "_monitor", "_probe", "_reports", "_search", "_settings", "_subscription",
+        "_left_quietly", "_lifetime", "_monitor", "_probe", "_reports", "_search", "_settings",
+        "_subscription",
         "_template", "_unused_since", "_use_check", "bound", "executor", "failover", "health",
         "locks", "multiplexer", "packer", "policy", "pool", "rng", "scripts", "server", "session",
         "subscriptions", "target", "users",
@@ -125,6 +126,7 @@ class Runtime:
         notify_on_fork(self)
 
     def _build(self, unfenced: Iterable[DeadConnection] = ()) -> None:
+        self._left_quietly = False  # whether only subscribers still use the former server
         self._reports = self.health.reporter()
         self.failover = Failover(self._reports, self.health.name)
         self.multiplexer = multiplexer = Multiplexer(
@@ -261,13 +263,18 @@ class Runtime:
         if not self.health.available:
             self.pool.drop_all()
             self._ask_sentinels()
+        if self._left_quietly and not self.health.refusing:
+            self._left_quietly = False
+            failure = ConnectionFailure(Cause.FAILOVER, "another server accepts the writes")
+            asyncio.get_running_loop().call_soon(self.subscriptions.leave_server, failure)
 
     def leave_server(self, failure: ConnectionFailure | None = None) -> None:
         """Leave every connection, shared or exclusive, so that the address is found again.
 
         With a `failure`, another server has taken over, and is certain to be found: connections are
         closed immediately, and late replies are discarded, because the former server's data are
-        about to be overwritten. Without one, calls in flight may finish.
+        about to be overwritten. Without one, calls in flight may finish. Subscribers follow when
+        writes are accepted: each move is a gap, and the next server may be a replica, too.
         """
         target, multiplexer = self.target, self.multiplexer
         peers = [*(each.peer for each in multiplexer.connections), *self.pool.leave_server(failure)]
@@ -277,6 +284,7 @@ class Runtime:
             self.subscriptions.leave_server(failure)
             multiplexer.leave_server(failure)
             return
+        self._left_quietly = bool(self.subscriptions)
         for connection in multiplexer.connections:
             multiplexer.retire(connection)
 

@@ -289,3 +289,45 @@ async def test_a_durable_pipeline_of_which_a_part_was_applied_reports_the_shortf
     refused, counter = caught.value.reply
     assert isinstance(refused, driver.ResponseError)
     assert counter == 1
+
+
+async def test_a_subscriber_leaves_a_demoted_master_when_writes_are_accepted_elsewhere(
+    names, redis_server, other_server, connect
+):
+    """The demoted master receives nothing of what is published on the new one."""
+    redis = await connect(url(redis_server))
+    async with redis.pubsub() as subscriber:
+        await subscriber.subscribe("news")
+        assert (await subscriber.get_message(timeout=5))["type"] == "subscribe"
+        await redis_server.query("REPLICAOF", "127.0.0.1", 1)
+        names.address = "127.0.0.2"
+
+        assert await redis.incr("counter") == 1
+
+        async with asyncio.timeout(5):
+            while not await other_server.query("PUBLISH", "news", "hello"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await subscriber.get_message(timeout=5))["type"] == "gap"
+        assert (await subscriber.get_message(timeout=5))["type"] == "subscribe"
+        assert (await subscriber.get_message(timeout=5))["data"] == b"hello"
+
+
+async def test_a_client_that_reads_from_replicas_leaves_a_demoted_master(
+    names, redis_server, other_server, connect
+):
+    """It writes nothing, so that nothing is refused. The demoted master is behind forever."""
+    await redis_server.query("SET", "who", "old")
+    await other_server.query("SET", "who", "new")
+    redis = await connect(url(redis_server), read_from="replica", max_lag=0.5)
+    assert await redis.get("who") == b"old"
+    await asyncio.sleep(0.3)  # the master was asked
+
+    await redis_server.query("REPLICAOF", "127.0.0.1", 1)
+    names.address = "127.0.0.2"
+
+    async with asyncio.timeout(5):
+        while await redis.get("who") != b"new":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    asked = names.asked
+    await asyncio.sleep(0.5)
+    assert names.asked == asked
