@@ -708,6 +708,7 @@ class MultiplexedCall(Call):
         self._lost: list[MultiplexedConnection] = []
         """The connections that the server closed while they had the request."""
         self._losses = multiplexer.bound_state.losses
+        self._moved = False  # whether another node got the request, together with its slot
         self.operation = command.spec.name
         # Only the single connection of a bound client carries blocking commands.
         self.bounded = command.spec.block is None
@@ -735,7 +736,7 @@ class MultiplexedCall(Call):
             reply = await self._exchange(limits, None if first is None else first.request)
         load = self._scripts.load_for(self.operation, self._command.args, reply)
         if load is not None:
-            unsent = unsendable(self._multiplexer, limits, self._losses)
+            unsent = self._left_node() or unsendable(self._multiplexer, limits, self._losses)
             if unsent is not None:
                 return unsent
             # Nothing ran. Sent together, both reach the same server.
@@ -748,6 +749,16 @@ class MultiplexedCall(Call):
         if isinstance(result, AttemptFailed):
             return result if self.bounded else result.served_since(began)
         return await result if inspect.isawaitable(result) else result
+
+    def _left_node(self) -> AttemptFailed | None:
+        """Return a failed attempt if another node has answered: the next attempt finds it."""
+        if not self._moved:
+            return None
+        return AttemptFailed(
+            progress=Progress.NOT_SENT,
+            cause=Cause.OTHER,
+            detail="the node that took over the slot does not have the script",
+        )
 
     async def _exchange(
         self, limits: Limits, request: PendingRequest | None = None, *, before: bytes = b""
@@ -781,6 +792,7 @@ class MultiplexedCall(Call):
             unsent = unsendable(self._multiplexer, limits, self._losses)
             if unsent is not None:
                 return unsent
+        self._moved = request.home not in (None, self._multiplexer)
         if isinstance(reply, AttemptFailed):
             note_loss(self._lost, reply)
         elif request.count > 1 and isinstance(reply, list):

@@ -109,6 +109,7 @@ class BatchCall(Call):
         blocking: bool,
         fallback: Callable[[], Call],
         asking: bool = False,
+        slot: int | None = None,
         acknowledgements: Acknowledgements | None = None,
     ) -> None:
         # All arguments are encoded here, so that an invalid one sends nothing.
@@ -123,6 +124,7 @@ class BatchCall(Call):
         self._names = batch.names
         self._transaction = transaction
         self._prefix = ASKING if asking else b""  # before MULTI, it applies to all commands
+        self._slot = slot  # with which it moves to another node while it waits
         self._fallback = fallback
         self._acknowledgements = acknowledgements
         """Receives the replies to WAIT, which follows the batch, if it must be durable."""
@@ -380,7 +382,7 @@ class BatchCall(Call):
                 )
         if loads:
             data, count = b"".join(loads.values()) + data, count + first
-        return PendingRequest(
+        request = PendingRequest(
             data,
             count=count,
             raw=raw,
@@ -389,6 +391,8 @@ class BatchCall(Call):
             expires=None if limits is None else limits.sent,
             movable=limits is None or limits.behind is None,
         )
+        request.slot = self._slot
+        return request
 
     async def _finish(self, answers: list[object], *, errors: bool) -> object:
         if errors and not self._answers:

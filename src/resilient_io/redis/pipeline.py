@@ -299,8 +299,8 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
                 self.annotate_exception(error, index + 1, commands[index][0])
             raise error
 
-    def call_for(self, batch: Batch, *, asking: bool = False) -> Call:
-        """Return the call that executes commands. ASKING may come first, in a cluster."""
+    def call_for(self, batch: Batch, *, asking: bool = False, slot: int | None = None) -> Call:
+        """Return the call that executes commands. In a cluster, ASKING may come first."""
         transaction = bool(self.is_transaction or self.explicit_transaction)
         # Within MULTI, no command blocks.
         blocking = not transaction and any(spec.block is not None for spec in batch.distinct)
@@ -337,6 +337,7 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
             blocking=blocking,
             fallback=exclusive,
             asking=asking,
+            slot=slot,
             acknowledgements=self._acknowledgements,
         )
         replica = None

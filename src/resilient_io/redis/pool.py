@@ -77,14 +77,22 @@ _MOST_SUSPECTS = 8  # connections at a time for reads that may kill their connec
 class _Wait:
     """A caller's wait for a connection, until `until`, or `queued_until` while it is queued."""
 
-    __slots__ = ("_queued_until", "_until", "timeout")
+    __slots__ = ("_queued_until", "_until", "left", "timeout")
 
     def __init__(
         self, timeout: asyncio.Timeout, until: float | None, queued_until: float | None
     ) -> None:
         self.timeout = timeout
+        self.left: ConnectionFailure | None = None
+        """Why the server was left, if it was."""
         self._until = until
         self._queued_until = queued_until
+
+    def end(self) -> None:
+        """End the wait now."""
+        self._until = self._queued_until  # a turn changes nothing any more
+        if not self.timeout.expired():
+            self.timeout.reschedule(asyncio.get_running_loop().time())
 
     def pause(self) -> None:
         """Begin to wait for a turn to connect."""
@@ -322,10 +330,14 @@ class ExclusivePool:
     def close(self) -> None:
         """Lend no more connections, and end the waits for one."""
         self.closed = True
-        now = asyncio.get_running_loop().time()
         for wait in self._waits.values():
-            if not wait.timeout.expired():
-                wait.timeout.reschedule(now)
+            wait.end()
+
+    def end_waits(self, failure: ConnectionFailure) -> None:
+        """End the waits for a connection, because another server is to be used."""
+        for wait in self._waits.values():
+            wait.left = failure
+            wait.end()
 
     async def finish_recoveries(self) -> None:
         """Wait for the recoveries under way, which have a time limit."""
@@ -412,7 +424,7 @@ class ExclusivePool:
             return AttemptFailed.because(CLOSED, Progress.NOT_SENT)
         timeout = asyncio.timeout_at(until)
         task = asyncio.current_task()
-        self._waits[task] = _Wait(timeout, until, queued_until)
+        self._waits[task] = wait = _Wait(timeout, until, queued_until)
         try:
             async with timeout:
                 return await obtain()
@@ -421,6 +433,8 @@ class ExclusivePool:
             return AttemptFailed.because(failure, Progress.NOT_SENT)
         except (RedisError, OSError) as error:
             failure = self.failure(error)
+            if wait.left is not None and timeout.expired():
+                return AttemptFailed.because(wait.left, Progress.NOT_SENT)
             if failure is not CLOSED and timeout.expired():
                 crowded = self._multiplexer.health.available and self._room.locked()
                 obstacle = (

@@ -299,6 +299,7 @@ class Member:
         for connection in self.multiplexer.connections:
             connection.close(_TAKEN_OVER)
         self.pool.drop_all()
+        self.pool.end_waits(_TAKEN_OVER)
 
     async def close_when_idle(self) -> None:
         """Close it after the last reply: it has left the cluster."""

@@ -339,7 +339,7 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
         started = asyncio.get_running_loop().time()
         client._runtime.check_available("MULTI", client._policy)
         slot = self._slot_of_transaction(specs)
-        make = partial(self._transaction_on, list(self._queue), list(specs))
+        make = partial(self._transaction_on, list(self._queue), list(specs), slot)
         call = ClusterCall(client._router, make, "MULTI", slot=slot)
         executor = client._runtime.executor
         replies: list[Any] = await executor.run(
@@ -391,6 +391,7 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
         self,
         commands: list[Any],
         specs: list[CommandSpec],
+        slot: int,
         member: Member,
         asking: bool,
     ) -> Call:
@@ -400,7 +401,7 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
             for spec, (args, _) in zip(specs, commands, strict=True)
             if spec.name in RUNS_BY_HASH and len(args) > 1
         ]
-        return pipeline.call_for(Batch(commands), asking=asking)
+        return pipeline.call_for(Batch(commands), asking=asking, slot=None if asking else slot)
 
     # -- WATCH -----------------------------------------------------------------------------------
 

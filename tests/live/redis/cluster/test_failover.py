@@ -135,3 +135,53 @@ async def test_blocking_pop_follows_its_slot(cluster):
         await client.rpush(key, "element")
         assert await waiting == (key.encode(), b"element")
         assert key_slot(key.encode()) <= 5460
+
+
+async def execute_a_transaction(client, key):
+    return await client.pipeline(transaction=True).set(key, "value").execute()
+
+
+async def execute_a_watched_transaction(client, key):
+    async with client.pipeline(transaction=True) as pipeline:
+        await pipeline.watch(key)
+        pipeline.multi()
+        return await pipeline.set(key, "value").execute()
+
+
+async def block(client, key):
+    return await client.blpop(f"list{{{key}}}", timeout=0.1)
+
+
+async def acquire_a_fenced_lock(client, key):
+    """Its script is not on the replica, unless it was executed there."""
+    return await client.lock(f"lock{{{key}}}", timeout=5, fencing=True).acquire()
+
+
+async def set_a_large_value(client, key):
+    return await client.set(key, b"x" * 2_000_000)
+
+
+async def test_every_kind_of_call_that_waits_for_a_dead_master_continues_on_the_new_one(cluster):
+    kinds = {
+        execute_a_transaction: [True],
+        execute_a_watched_transaction: [True],
+        block: None,
+        acquire_a_fenced_lock: True,
+        set_a_large_value: True,
+    }
+    async with ResilientRedisCluster.from_url(cluster.url) as client:
+        patient = client.with_policy(while_down="wait", deadline=10)
+        keys = keys_of_shard(0, len(kinds))
+        await client.mset_nonatomic(dict.fromkeys(keys, "value"))
+        for master in await cluster.masters():
+            await master.query("SCRIPT", "FLUSH")
+        slot = key_slot(keys[0].encode())
+        (await cluster.shard_of(slot)).master.kill()
+        calls = [
+            asyncio.create_task(kind(patient, key)) for kind, key in zip(kinds, keys, strict=True)
+        ]
+
+        await until_taken_over(cluster, slot)
+
+        async with asyncio.timeout(3):
+            assert await asyncio.gather(*calls) == list(kinds.values())
