@@ -553,12 +553,11 @@ BUGS: tuple[PlantedBug, ...] = (
         "waits-for-connection-not-ended",
         "closing",
         "redis/pool.py",
-        """        now = asyncio.get_running_loop().time()
+        """        self.closed = True
         for wait in self._waits.values():
-            if not wait.timeout.expired():
-                wait.timeout.reschedule(now)
+            wait.end()
 """,
-        "",
+        "        self.closed = True\n",
         "A BLPOP that waits for a connection when the client is closed ends late, or with the "
         "wrong error.",
     ),

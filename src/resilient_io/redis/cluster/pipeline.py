@@ -23,6 +23,8 @@ from redis.exceptions import (
 )
 from redis.utils import safe_str, truncate_text
 
+from resilient_io.errors import ResilientIOError
+
 from ..attempt import apply_callback, callback_of
 from ..batch import Batch
 from ..commands import SPECS, Route, keys_of, lookup, no_keys
@@ -135,7 +137,8 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
         Cancelling returns immediately.
 
         Args:
-            raise_on_error: Raise the first error. Otherwise it is among the replies.
+            raise_on_error: Raise the first error, or `RedisOutcomeUnknown` if any command may have
+                been applied. Otherwise the errors are among the replies.
             allow_redirections: Send commands that are redirected (MOVED, ASK) to the other node.
 
         Raises:
@@ -174,15 +177,18 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
             await watched.reset()
 
     def _raise_first(self, replies: Sequence[Any]) -> None:
-        """Raise the first error among the replies, with what is known about the others."""
-        for position, error in enumerate(replies):
-            if not isinstance(error, Exception):
-                continue
+        """Raise the first error among the replies, with what is known about the others.
+
+        If any command may have been applied, that counts: another error would permit a repetition.
+        """
+        errors = {at: each for at, each in enumerate(replies) if isinstance(each, Exception)}
+        unknown = [at for at, each in errors.items() if isinstance(each, RedisOutcomeUnknown)]
+        for position in [*unknown, *errors][:1]:
+            error = errors[position]
             if isinstance(error, RedisOutcomeUnknown):
-                error.answered = tuple(replies[:position])
-                error.unanswered = [
-                    at for at, each in enumerate(replies) if isinstance(each, RedisOutcomeUnknown)
-                ]
+                missing = (at for at, each in errors.items() if isinstance(each, ResilientIOError))
+                error.answered = tuple(replies[: next(missing)])
+                error.unanswered = unknown
             elif isinstance(error, ResponseError):
                 shown = _truncate(" ".join(map(safe_str, self._queue[position][0])))
                 why = f"Command # {position + 1} ({shown}) of pipeline caused error: {error}"
@@ -519,7 +525,7 @@ class _Failure:
         self._other = error
         if isinstance(error, RedisOutcomeUnknown):
             self._other = RedisUnavailable(
-                error.reason,
+                error.reason.rpartition("; ")[0],  # without the part about what may be applied
                 dependency=error.dependency,
                 operation=error.operation,
                 attempts=error.attempts,

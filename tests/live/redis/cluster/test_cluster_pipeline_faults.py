@@ -52,6 +52,7 @@ async def test_each_command_has_its_own_outcome(client, proxies):
     assert (first, others, last) == (b"0", [1, b"0"], 2)
     assert isinstance(unknown, OutcomeUnknown)
     assert isinstance(unanswered, DependencyUnavailable)  # a read: nothing can be applied
+    assert "may have been applied" not in str(unanswered)
     assert await client.mget_nonatomic(A, B) == [b"1", b"2"]
 
 
@@ -62,6 +63,17 @@ async def test_error_names_what_may_have_been_applied(client, proxies):
         await pipe.execute()
     assert list(caught.value.answered) == [1, 1]
     assert list(caught.value.unanswered) == [2, 4]
+
+
+async def test_unknown_outcome_is_raised_although_an_earlier_command_has_a_harmless_error(
+    client, proxies
+):
+    """The caller of another error would repeat the pipeline."""
+    proxies[1].drop_reply("GET")
+    with pytest.raises(OutcomeUnknown) as caught:
+        await client.pipeline().incr(A).get(B).incr(B).lpush(A, "text").execute()
+    assert list(caught.value.answered) == [1]
+    assert list(caught.value.unanswered) == [2]
 
 
 @pytest.mark.parametrize("answered", [0, 2])
