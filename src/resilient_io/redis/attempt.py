@@ -37,6 +37,7 @@ from .driver_connection import PROMPT_ANSWER, TRUSTED_IDLE, StallTolerantTimeout
 from .errors import ConnectionFailure, refusal, remove_secrets
 from .large_values import pack_in_parts
 from .response_queue import LARGE
+from .scripts import is_all_or_nothing
 from .standby import PING
 from .watchdog import SECOND_CHECK
 
@@ -664,8 +665,9 @@ def read_reply(
     if isinstance(reply, Exception):
         remove_secrets(reply, multiplexer.target.secrets)
         # The error of a script or of an unknown command proves nothing: a part may be applied.
-        native = command.spec.known and not command.spec.name.startswith(SCRIPTED)
-        if native or command.effect is Effect.READ:
+        name = command.spec.name
+        native = command.spec.known and not name.startswith(SCRIPTED)
+        if native or is_all_or_nothing(name, command.args) or command.effect is Effect.READ:
             failed = refused(reply)
             if failed is not None:
                 return failed

@@ -19,6 +19,7 @@ from resilient_io.validation import check_number
 
 from .errors import LockLost, RedisDeadlineExceeded, RedisOutcomeUnknown
 from .lock_keys import GONE, WATCH_AFTER, Hold
+from .scripts import note_all_or_nothing
 
 if TYPE_CHECKING:
     import random
@@ -39,6 +40,14 @@ return 0
 """Sets the key as redis-py does, and counts the holders in a second key."""
 
 _FENCED_HASH = hashlib.sha1(_ACQUIRE_FENCED.encode()).hexdigest()  # noqa: S324 (as Redis does)
+
+for _script in (
+    _ACQUIRE_FENCED,  # refused, if at all, at its first command
+    Lock.LUA_RELEASE_SCRIPT,
+    Lock.LUA_EXTEND_SCRIPT,
+    Lock.LUA_REACQUIRE_SCRIPT,
+):
+    note_all_or_nothing(_script)
 
 _SLOW = 0.1
 """Fraction of the timeout. After a slower `acquire`, the server is asked when the key expires."""

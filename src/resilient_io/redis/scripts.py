@@ -148,6 +148,19 @@ async def load_over(connection: AbstractConnection, loads: Iterable[bytes]) -> N
             await connection.read_response()
 
 
+_CHANGE_ONCE: dict[str, None] = {}
+
+
+def note_all_or_nothing(script: str) -> None:
+    """Note that a script has changed nothing if the server refuses one of its commands."""
+    _CHANGE_ONCE[hashlib.sha1(script.encode()).hexdigest()] = None  # noqa: S324 (its name)
+
+
+def is_all_or_nothing(name: str, args: Any) -> bool:
+    """Return whether a command runs such a script by its hash."""
+    return name in RUNS_BY_HASH and len(args) > 1 and _hash(args[1]) in _CHANGE_ONCE
+
+
 def is_missing(reply: object) -> bool:
     """Return whether an error reply proves that a script did not run.
 

@@ -331,3 +331,36 @@ async def test_a_client_that_reads_from_replicas_leaves_a_demoted_master(
     asked = names.asked
     await asyncio.sleep(0.5)
     assert names.asked == asked
+
+
+@pytest.mark.parametrize("change", ["release", "extend", "reacquire"])
+async def test_a_lock_can_be_changed_although_its_master_was_demoted(
+    change, names, redis_server, other_server, connect
+):
+    """The scripts of a lock change nothing if the server refuses one of their commands."""
+    redis = await connect(url(redis_server))
+    lock = redis.lock("held", timeout=30)
+    assert await lock.acquire()
+    await other_server.query("SET", "held", lock.local.token, "PX", 20_000)  # as if replicated
+
+    await redis_server.query("REPLICAOF", "127.0.0.1", 1)
+    names.address = "127.0.0.2"
+    if change == "extend":
+        await lock.extend(60, replace_ttl=True)
+    else:
+        await getattr(lock, change)()
+
+    left = {"release": -2, "extend": 60_000, "reacquire": 30_000}[change]
+    assert left - 5_000 < await other_server.query("PTTL", "held") <= left
+
+
+async def test_a_fenced_lock_is_acquired_on_the_new_master(
+    names, redis_server, other_server, connect
+):
+    redis = await connect(url(redis_server))
+    await redis_server.query("REPLICAOF", "127.0.0.2", other_server.port)
+    names.address = "127.0.0.2"
+
+    assert await redis.lock("held", timeout=30, fencing=True).acquire()
+
+    assert await other_server.query("EXISTS", "held") == 1
