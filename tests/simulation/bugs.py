@@ -868,7 +868,7 @@ BUGS: tuple[PlantedBug, ...] = (
         "script-error-counts-as-refusal",
         "locks and scripts",
         "redis/attempt.py",
-        "native = command.spec.known and not command.spec.name.startswith(SCRIPTED)",
+        "native = command.spec.known and not name.startswith(SCRIPTED)",
         "native = command.spec.known",
         "A script that wrote before one of its commands was refused is executed again.",
     ),
