@@ -398,6 +398,24 @@ BUGS: tuple[PlantedBug, ...] = (
         "After one connection was lost for a while, the dependency stays DEGRADED.",
     ),
     PlantedBug(
+        "refusal-of-a-script-ignored",
+        "health",
+        "redis/executor.py",
+        "                self.report_refusals(call, [error])\n",
+        "",
+        "A client that runs only scripts does not notice that the server is loading.",
+    ),
+    PlantedBug(
+        "unread-reply-is-a-sign-of-life",
+        "health",
+        "redis/multiplexer.py",
+        """        request.future.cancel()
+        self.reports.reply_unclear()
+""",
+        "        request.future.cancel()\n",
+        "A loading server stays UP while every caller gives up before its refusal arrives.",
+    ),
+    PlantedBug(
         "silence-not-reported",
         "health",
         "redis/multiplexer.py",

@@ -693,6 +693,19 @@ class MultiplexedConnection(asyncio.Protocol):
             request.check_clock()
         self._responses.promote(len(self._responses.waiting), self.adopt)
 
+    def adopt_queued(self) -> None:
+        """Turn the calls that wait until the socket takes more into requests with time limits."""
+        if not self._paused:
+            return
+        for index, (entry, data) in enumerate(zip(self._queue, self._data, strict=True)):
+            if isinstance(entry, PendingRequest):
+                entry.note_late()
+            elif not entry.done():
+                request = self._queue[index] = PendingRequest(data)
+                request.assign(self, self.flushed + index)
+                entry.set_result(Promoted(request))
+                self._has_requests = True
+
     def adopt(self, future: asyncio.Future[object], from_end: int) -> PendingRequest:
         """Return the request that a call becomes which was sent with a plain future."""
         request = PendingRequest(b"")

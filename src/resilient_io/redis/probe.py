@@ -21,6 +21,7 @@ from .standby import PING
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -65,7 +66,10 @@ class RedisProbe:
             return
         self.turns.note_ping()
         preferred = self._next_pinged()
-        for connection in multiplexer.connections if preferred is None else [preferred]:
+        self._ping_idle(multiplexer.connections if preferred is None else [preferred])
+
+    def _ping_idle(self, connections: Iterable[MultiplexedConnection]) -> None:
+        for connection in connections:
             if not connection.in_flight:
                 connection.ask(PING).add_done_callback(self._report_refusal)
 
@@ -96,6 +100,9 @@ class RedisProbe:
             refused, self._asked = multiplexer.health.refused_at > self._asked, began
             if refused and multiplexer.connections and not multiplexer.bound:
                 await self._ask_open()  # a new connection may take its time, or all of it
+            elif not multiplexer.bound:
+                # Replies overrule a new connection that hangs: in the lookup, for example.
+                self._ping_idle(multiplexer.connections)
             await self._try_new_connection()
         else:
             await self._ping_open()

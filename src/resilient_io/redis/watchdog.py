@@ -41,6 +41,9 @@ class WatchedConnection(Protocol):
         """Return the request that a call becomes which waits for longer than usual."""
         ...
 
+    def adopt_queued(self) -> None:
+        """Do the same with the calls that wait to be written."""
+
     def fall_behind(self) -> None:
         """Note a short silence."""
 
@@ -158,6 +161,7 @@ class Watchdog:
         age = timeout if deadline is None else min(timeout, deadline - timeout / 2)
         late = self._in_flight.count_before(self._loop.time() - age)
         self._queue.promote(late, connection.adopt)
+        connection.adopt_queued()
         suspicious = timeout - connection.response_timeout / 2  # not while a command may block
         if silence < suspicious:
             next_check = suspicious - silence

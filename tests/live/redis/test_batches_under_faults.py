@@ -546,3 +546,20 @@ async def test_statistics_count_replies_retries_and_errors(client, fault_proxy):
         await client.get("k")
     assert client.stats().ended["DependencyUnavailable"] == 1
     assert client.stats().connections == 0
+
+
+async def test_a_batch_that_was_sent_before_the_outage_still_gets_its_replies(fault_proxy):
+    policy = RetryPolicy(response_timeout=1.0, outage_wait=0.0)
+    async with ResilientRedis.from_url(fault_proxy.url, policy=policy) as client:
+        await client.ping()
+        fault_proxy.latency(replies=0.5)
+        batch = client.pipeline(transaction=False).incr("n").lpush("n", "x")
+        call = asyncio.create_task(batch.execute(raise_on_error=False))
+        await asyncio.sleep(0.05)  # it is sent
+
+        client.health.unreachable("said by this test", asyncio.get_running_loop().time())
+        assert not client.health.available
+
+        number, error = await call
+        assert number == 1
+        assert "WRONGTYPE" in str(error)

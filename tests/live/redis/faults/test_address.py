@@ -157,6 +157,27 @@ async def test_a_lookup_that_fails_after_its_caller_is_gone_is_not_logged(names,
     assert "never retrieved" not in caplog.text
 
 
+async def test_a_client_whose_open_connection_answers_is_not_down_while_lookups_hang(
+    names, redis_server, connect, quick, watch
+):
+    redis = await connect(url(redis_server), policy=quick)
+    await asyncio.sleep(0.5)
+    seen = watch(redis)
+    names.hangs = True
+    multiplexer = redis._runtime.multiplexer
+    next(
+        each for each in multiplexer.connections if each is not multiplexer.current
+    ).transport.abort()
+
+    await seen.until(State.DEGRADED, within=2)
+    await asyncio.sleep(3)  # nothing is called
+
+    assert seen.states == [State.DEGRADED]
+    assert await redis.set("key", "value") is True
+    names.hangs = False
+    await seen.until(State.UP, within=5)
+
+
 async def test_a_client_of_a_demoted_master_moves_to_the_new_master(
     names, redis_server, other_server, connect, watch
 ):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from resilient_io import DeadlineExceeded, OutcomeUnknown, deadline
+from resilient_io import DeadlineExceeded, OutcomeUnknown, RetryPolicy, deadline
 from resilient_io.testing import FaultProxy
 
 MIB = 1024 * 1024
@@ -176,3 +176,30 @@ async def test_other_calls_continue_while_a_huge_request_leaves_slowly(
         assert redis._runtime.multiplexer.connections == connections
         assert not seen.changes
         await redis.aclose()
+
+
+async def test_a_call_ends_with_its_deadline_while_the_socket_takes_no_more(
+    fault_proxy, connect, slack
+):
+    policy = RetryPolicy(response_timeout=0.4, connect_timeout=0.4, deadline=0.4)
+    redis = await connect(fault_proxy, policy=policy)
+    loop = asyncio.get_running_loop()
+    fault_proxy.hold("INCRBY")
+    first = asyncio.create_task(redis.with_policy(deadline=5.0).incr("counter"))
+    await asyncio.sleep(0.01)  # it is sent
+    connection = redis._runtime.multiplexer.current
+    connection.pause_writing()  # as a full socket does
+    second = asyncio.create_task(redis.get("key"))
+    began = loop.time()
+    await asyncio.sleep(0)
+    assert connection._queue
+
+    while not second.done() and loop.time() < began + 2.0:
+        fault_proxy.inject(b">1\r\n+message\r\n")  # so that the connection is not silent
+        await asyncio.sleep(0.05)
+
+    assert loop.time() - began < 0.5 + slack()
+    with pytest.raises(DeadlineExceeded):
+        await second
+    connection.resume_writing()
+    first.cancel()
