@@ -401,9 +401,8 @@ class Dependency:
     def refused(self, cause: Cause, detail: str = "") -> None:
         """Report that the dependency answered but refused a write: DEGRADED until one is accepted.
 
-        That state also ends after `HealthSettings.refusal_hold` without another refusal. If writes
-        are accepted and refused in turn, it ends with a write that is accepted when none was
-        refused for `HealthSettings.interval`. `detail` must not contain secrets.
+        That state also ends after `HealthSettings.refusal_hold` without another refusal, and only
+        then if writes are accepted and refused in turn. `detail` must not contain secrets.
         """
         now = self._bind()
         detail = clean_detail(detail)

@@ -174,11 +174,14 @@ class Machine:
         """Take the acceptance of a write, which ends a period of refusals.
 
         Without memory, for example, Redis refuses SET and accepts DEL. Then it proves something
-        only if no write was refused for the probe interval.
+        only if no write was refused for `refusal_hold`.
         """
-        last = self._refusal[2] if self._refusal is not None else -math.inf
-        if self._refuses_some and now - last < self.settings.interval:
-            return None
+        if self._refuses_some and self._refusal is not None:
+            cause, _, last = self._refusal
+            # A cluster that is down refuses everything, and serves again after an election.
+            brief = cause is Cause.CLUSTER_DOWN
+            if now - last < (self.settings.interval if brief else self.settings.refusal_hold):
+                return None
         self._refusal, self._refuses_some, self._accepted = None, False, now
         return self._settle(now)
 

@@ -171,8 +171,8 @@ class HealthSettings:
             permanent cause, such as a wrong password, is never short.
         refusal_hold: Seconds without another refused write after which, if probes succeed, the
             dependency is considered to accept writes again. An accepted write ends DEGRADED
-            earlier. But if another one is refused within this time, only some are refused: then it
-            takes an accepted write `interval` seconds after the latest refused one.
+            earlier. But if another one is refused within this time, only some are refused: then
+            accepted writes prove nothing, and it ends after this time, too.
         history: Number of state changes to keep.
 
     Raises:

@@ -23,7 +23,7 @@ from resilient_io.errors import Progress
 from resilient_io.health import Cause
 from resilient_io.text import clean_text
 
-from .commands import Effect, Route, effect_of
+from .commands import Effect, Route, changes_data, effect_of
 from .connection import (
     CHECK_CLOCK,
     ConnectionLost,
@@ -674,7 +674,7 @@ def read_reply(
         if EMPTY_RESPONSE in command.options and isinstance(reply, RedisError):
             return command.options[EMPTY_RESPONSE]
         raise multiplexer.target.explain_reply(reply, known=command.spec.known)
-    if multiplexer.health.refusing and command.effect is not Effect.READ:
+    if multiplexer.health.refusing and changes_data(command.spec, command.args):
         multiplexer.write_accepted()
     return apply_callback(callbacks, command.args[0], reply, command.options)
 

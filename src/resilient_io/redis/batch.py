@@ -15,6 +15,8 @@ from redis.exceptions import ExecAbortError, ResponseError, WatchError
 
 from resilient_io.deadlines import current_deadline
 from resilient_io.errors import Progress
+from resilient_io.health import Cause
+from resilient_io.text import clean_text
 
 from .attempt import (
     ASKING,
@@ -34,10 +36,10 @@ from .attempt import (
     submit,
     unsendable,
 )
-from .commands import SPECS, Effect, effect_of, effect_of_batch, lookup
+from .commands import SPECS, Effect, changes_data, effect_of, effect_of_batch, lookup
 from .connection import NotMultiplexable, PendingRequest
 from .durability import Acknowledgements, any_applied, exchange_and_wait
-from .errors import RedisOutcomeUnknown, refusal, remove_secrets
+from .errors import ConnectionFailure, RedisOutcomeUnknown, refusal, remove_secrets
 from .response_queue import LARGE
 
 if TYPE_CHECKING:
@@ -246,7 +248,9 @@ class BatchCall(Call):
         errors = self._clean(answers)
         if self._transaction:
             answers = answers[bool(self._prefix) :]
-            return await self._finish_transaction(answers, errors=errors)
+            return await self._finish_transaction(
+                answers, errors=errors, connection=request.connection
+            )
         if errors and self._take_unexecuted(answers):
             return await self._attempt(limits)
         return await self._finish(answers, errors=errors)
@@ -434,15 +438,16 @@ class BatchCall(Call):
             for index, reply in zip(positions, replies, strict=False)
         )
 
-    async def _finish_transaction(self, replies: list[object], *, errors: bool) -> object:
-        *queued, result = replies
-        if isinstance(result, ExecAbortError):
-            return self._aborted(queued[1:], result)
+    async def _finish_transaction(
+        self,
+        replies: list[object],
+        *,
+        errors: bool,
+        connection: MultiplexedConnection | None = None,
+    ) -> object:
+        result = replies[-1]
         if isinstance(result, Exception):
-            failed = _all_refused(replies, self._specs[:1])
-            if failed is not None:
-                return failed
-            raise result
+            return self._not_executed(replies, connection)
         if result is None:
             raise WatchError("Watched variable changed.")
         if not isinstance(result, list):
@@ -468,8 +473,40 @@ class BatchCall(Call):
 
     def _note_accepted(self, replies: Iterable[object], positions: Iterable[int]) -> None:
         """End a period of refused writes if the server has accepted one here."""
-        if self._multiplexer.health.refusing and self._accepted(replies, positions):
+        if self._multiplexer.health.refusing and any(
+            changes_data(self._specs[index], self._commands[index][0])
+            for index, reply in zip(positions, replies, strict=False)
+            if not isinstance(reply, Exception)
+        ):
             self._multiplexer.write_accepted()
+
+    def _not_executed(
+        self, replies: list[object], connection: MultiplexedConnection | None
+    ) -> AttemptFailed:
+        """Return or raise why EXEC did not execute the transaction."""
+        began, *queued, result = replies
+        if isinstance(result, ExecAbortError):
+            return self._aborted(queued, result)
+        failed = _all_refused(replies, self._specs[:1])
+        if failed is not None:
+            return failed
+        if isinstance(began, Exception):
+            # Without MULTI, for which an ACL may have no permission, each command is executed.
+            raw = iter(queued)
+            replied = [
+                options[EMPTY_RESPONSE] if EMPTY_RESPONSE in options else next(raw)
+                for _, options in self._commands
+            ]
+            if not self._accepted(replied, range(len(replied))):
+                raise began
+            self._answers = replied
+            return without_transaction(f" ({clean_text(str(began))})")
+        if connection is not None:
+            # What other calls send on it would only be queued.
+            detail = f"the server refused EXEC ({clean_text(str(result))})"
+            connection.close(ConnectionFailure(Cause.PROTOCOL, detail))
+        assert isinstance(result, Exception)  # noqa: S101 - checked by the caller
+        raise result
 
     def _aborted(self, queued: Sequence[object], aborted: ExecAbortError) -> AttemptFailed:
         """Return or raise why the server discarded the transaction. Nothing was applied."""
@@ -527,6 +564,17 @@ class BatchCall(Call):
             return await value if inspect.isawaitable(value) else value
         except ResponseError as error:
             return error
+
+
+def without_transaction(why: str = "") -> AttemptFailed:
+    """Return the failed attempt of a transaction whose MULTI was refused, but not its commands."""
+    return AttemptFailed(
+        progress=Progress.MAYBE_APPLIED,
+        cause=Cause.OTHER,
+        detail=f"the server refused MULTI{why} and executed the commands without a transaction",
+        final=True,
+        applied=True,
+    )
 
 
 def contains_type(replies: Iterable[object], kinds: tuple[type, ...]) -> bool:

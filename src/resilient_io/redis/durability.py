@@ -30,7 +30,7 @@ from .attempt import (
     expired_while_waiting,
     note_loss,
 )
-from .commands import Effect, Route, effect_of
+from .commands import Effect, Route, changes_data
 from .connection import PendingRequest
 from .errors import CLOSED
 
@@ -43,14 +43,6 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .options import Durability
     from .runtime import Runtime
-
-_NOT_REPLICATED = (
-    "ACL", "AUTH", "BGREWRITEAOF", "BGSAVE", "CLIENT", "CLUSTER", "CONFIG", "DEBUG", "FAILOVER",
-    "HELLO", "LATENCY", "MEMORY", "MIGRATE", "MODULE", "MONITOR", "PUBLISH", "QUIT", "REPLICAOF",
-    "RESET", "SAVE", "SCRIPT", "SELECT", "SENTINEL", "SHUTDOWN", "SLAVEOF", "SLOWLOG", "SPUBLISH",
-    "WAIT", "WAITAOF",
-)  # fmt: skip
-"""First words of the commands that change something but no data of replicas."""
 
 
 class Acknowledgements:
@@ -121,11 +113,7 @@ def is_replicated(spec: CommandSpec, args: Sequence[object]) -> bool:
     A blocking pop does not count: its caller has the element when it is answered, and would lose
     it if it were cancelled while it waits for replicas.
     """
-    return (
-        spec.route is Route.MULTIPLEXED
-        and spec.name.partition(" ")[0] not in _NOT_REPLICATED
-        and effect_of(spec, args) is not Effect.READ
-    )
+    return spec.route is Route.MULTIPLEXED and changes_data(spec, args)
 
 
 async def wait_over(connection: AbstractConnection, acknowledgements: Acknowledgements) -> None:

@@ -189,6 +189,8 @@ _DEMOTED = "instance state changed"
 The other UNBLOCKED is final: CLIENT UNBLOCK ... ERROR ended the wait.
 """
 
+_REFUSAL = "_resilient_io_refusal"
+
 _MAX_CLIENTS = "max number of clients reached"
 
 
@@ -197,7 +199,7 @@ def refusal(error: BaseException) -> Refusal | None:
 
     Return None if the reply is final (WRONGTYPE, NOPERM, a syntax error) or proves nothing.
     """
-    found = _BY_CLASS.get(type(error))
+    found = _BY_CLASS.get(type(error)) or getattr(error, _REFUSAL, None)
     if found is None and type(error) is driver.ResponseError:
         prefix, _, text = str(error).partition(" ")
         demoted = prefix == "UNBLOCKED" and _DEMOTED in text
@@ -205,6 +207,13 @@ def refusal(error: BaseException) -> Refusal | None:
     if found is None and type(error) is driver.ConnectionError and str(error) == _MAX_CLIENTS:
         found = Refusal(Cause.MAX_CLIENTS)
     return found
+
+
+def keep_refusal(error: BaseException) -> None:
+    """Keep what `refusal` returns for an error whose text is about to be changed."""
+    found = refusal(error)
+    if found is not None:
+        setattr(error, _REFUSAL, found)
 
 
 _OF_THE_SERVER = (

@@ -18,7 +18,7 @@ from resilient_io.errors import Progress
 
 from .attempt import AttemptFailed, Call, read_reply
 from .blocked import NOT_ACKNOWLEDGED, is_ended_wait
-from .commands import Effect
+from .commands import Effect, changes_data
 from .driver_connection import ExclusiveConnection, StallTolerantTimeout, abort, exchange
 from .errors import refusal
 from .pool import CHECKED_BLOCK, UNDO
@@ -124,7 +124,9 @@ class ExclusiveCall(Call):
         elif recoverable or isinstance(reply, Exception):
             callbacks = self._client.callback_table
             reply = read_reply(self._multiplexer, callbacks, self._command, reply)
-        elif self._multiplexer.health.refusing and self.effect is not Effect.READ:
+        elif self._multiplexer.health.refusing and changes_data(
+            self._command.spec, self._command.args
+        ):
             self._multiplexer.write_accepted()
         return reply.served_since(sent) if isinstance(reply, AttemptFailed) else reply
 

@@ -472,8 +472,11 @@ class Executor:
         For example, the error of a script proves nothing about the call, because a part may be
         applied, but shows as well that the server is a replica.
         """
-        errors = (reply for reply in replies if isinstance(reply, Exception))
-        failed = refused(next(filter(server_refuses, errors), None))
+        errors = [reply for reply in replies if isinstance(reply, Exception)]
+        refusals = list(filter(server_refuses, errors))
+        for error in refusals:
+            mark_refused(error, self.health.name)
+        failed = refused(next(iter(refusals), None))
         if failed is not None:
             self._report(call, failed)
 

@@ -8,13 +8,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio.client import Pipeline
-from redis.exceptions import NoScriptError, RedisError, ResponseError, WatchError
+from redis.exceptions import (
+    ExecAbortError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    WatchError,
+)
 
 from resilient_io.errors import Progress
 
 from .attempt import AttemptFailed, Call, Command, block_of, confirm_idle
-from .batch import UNFINISHED, Batch, BatchCall, contains_type
-from .commands import SPECS, Effect, Route, effect_of, lookup
+from .batch import UNFINISHED, Batch, BatchCall, contains_type, without_transaction
+from .commands import SPECS, Effect, Route, changes_data, effect_of, lookup
 from .driver_connection import StallTolerantTimeout, is_lost
 from .durability import (
     Acknowledgements,
@@ -23,7 +29,14 @@ from .durability import (
     any_replicated,
     wait_over,
 )
-from .errors import CLOSED, RedisOutcomeUnknown, RouteRefused, refusal, remove_secrets
+from .errors import (
+    CLOSED,
+    RedisOutcomeUnknown,
+    RouteRefused,
+    keep_refusal,
+    refusal,
+    remove_secrets,
+)
 from .frequent import FrequentCommands
 from .instrumentation import operation_of, through, trace_command, traced
 from .pool import CHECKED_BLOCK
@@ -31,7 +44,7 @@ from .replicas import ReplicaRead
 from .scripts import load_over
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 
@@ -52,6 +65,9 @@ _NO_OPTIONS: dict[str, Any] = {}
 _LOADING = replace(SPECS["SCRIPT LOAD"], effect=Effect.READ)
 """Loading a script before a batch: if its reply is lost, nothing of the batch was applied."""
 
+
+_NO_MULTI = "EXEC without MULTI"
+"""The error of EXEC if MULTI was refused, for example by an ACL. The commands were executed."""
 
 _HARMLESS = ("WATCH", "UNWATCH")
 
@@ -209,6 +225,13 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
         return await trace_command(
             name, self, self._tracing, self._execute_now, args=args, options=options
         )
+
+    def annotate_exception(
+        self, exception: Exception, number: int, command: Iterable[object]
+    ) -> None:
+        """Add the command to an error, of which the new text hides what it means."""
+        keep_refusal(exception)
+        super().annotate_exception(exception, number, command)
 
     async def reset(self) -> None:  # type: ignore[override]
         """Empty the pipeline and release its connection, which is closed if it still watches."""
@@ -386,11 +409,18 @@ class ResilientPipeline(FrequentCommands, Pipeline):  # type: ignore[misc] # in 
     async def _load_hashes(self, connection: AbstractConnection) -> None:
         await load_over(connection, self._runtime.scripts.missing_on(None, self.hashes).values())
 
-    async def _exchange(self, connection: AbstractConnection) -> list[Any]:
+    async def _exchange(self, connection: AbstractConnection) -> list[Any] | AttemptFailed:
         transaction = self.is_transaction or self.explicit_transaction
         # redis-py 8.1 types them for TCP connections only.
         execute: Any = self._execute_transaction if transaction else self._execute_pipeline
-        replies: list[Any] = await execute(connection, self.command_stack, raise_on_error=False)
+        try:
+            replies: list[Any] = await execute(connection, self.command_stack, raise_on_error=False)
+        except ResponseError as error:
+            if isinstance(error.__cause__ or error, ExecAbortError):
+                self.watching = False  # nothing is watched any more, as after EXEC
+            elif str(error) == _NO_MULTI:
+                return without_transaction()
+            raise
         commands = [args for args, _ in self.command_stack]
         durable = self._acknowledgements
         if durable is not None and any_applied(map(lookup, commands), commands, replies):
@@ -452,6 +482,18 @@ class _WatchedCall(Call):
         if isinstance(error, RedisOutcomeUnknown) and self._args is None:
             error.unanswered = tuple(range(len(self._specs)))
 
+    def _changed_data(self, reply: Any) -> bool:
+        """Return whether the server has accepted a write here."""
+        if self._args is not None:
+            return changes_data(self._specs[0], self._args)
+        if isinstance(reply, AttemptFailed):
+            return False
+        commands = zip(self._specs, self._pipeline.command_stack, reply, strict=False)
+        return any(
+            changes_data(spec, args) and not isinstance(each, Exception)
+            for spec, (args, _), each in commands
+        )
+
     async def attempt(self, limits: Limits) -> Any:
         """Make the exchange on the pipeline's own connection."""
         pipeline, watched = self._pipeline, self._pipeline.watching
@@ -475,7 +517,8 @@ class _WatchedCall(Call):
                 known.unanswered = self.effect is not Effect.READ
                 reply = await self._exchange(connection)
                 known.unanswered = False
-                self._note_accepted(reply)
+                if self._multiplexer.health.refusing and self._changed_data(reply):
+                    self._multiplexer.write_accepted()
                 return reply
         except (RedisError, OSError) as error:
             timed_out = isinstance(error, TimeoutError)
@@ -496,21 +539,6 @@ class _WatchedCall(Call):
             )
         finally:
             blocked.remove(connection)
-
-    def _note_accepted(self, reply: Any) -> None:
-        """End a period of refused writes if the server has accepted one here."""
-        if not self._multiplexer.health.refusing:
-            return
-        commands = [args for args, _ in self._pipeline.command_stack]
-        replies = reply
-        if self._args is not None:
-            commands, replies = [self._args], [reply]
-        answered = zip(self._specs, commands, replies, strict=False)
-        if self.operation not in _HARMLESS and any(
-            not isinstance(each, Exception) and effect_of(spec, args) is not Effect.READ
-            for spec, args, each in answered
-        ):
-            self._multiplexer.write_accepted()
 
 
 def _watch_lost(detail: str) -> WatchError:

@@ -37,7 +37,9 @@ _PING_ALL = 5  # probes of a client, one of which also pings the connections tha
 class RedisProbe:
     """Sends PING, and ROLE while writes are refused because the server is a replica."""
 
-    __slots__ = ("_asked", "_connecting", "_multiplexer", "_pings", "_policy", "turns")
+    __slots__ = (
+        "_asked", "_connecting", "_multiplexer", "_pings", "_policy", "_refused_new", "turns",
+    )  # fmt: skip
 
     def __init__(self, multiplexer: Multiplexer, policy: RetryPolicy, rng: random.Random) -> None:
         self._multiplexer = multiplexer
@@ -45,6 +47,8 @@ class RedisProbe:
         self.turns = PingTurns(multiplexer, rng)
         self._pings = 0
         self._connecting: AbstractConnection | None = None  # the new connection of a running probe
+        self._refused_new = False
+        """Whether the latest new connection was refused: PING over an open one says nothing."""
         self._asked = -math.inf  # when the latest probe of a suspicion began
 
     def links(self) -> list[LinkState]:
@@ -96,7 +100,7 @@ class RedisProbe:
         # the caller's.
         if not multiplexer.first.ended and not multiplexer.bound:
             await self._try_first_connection()
-        elif suspicious or multiplexer.bound or not multiplexer.connections:
+        elif suspicious or self._doubts_open or multiplexer.bound or not multiplexer.connections:
             refused, self._asked = multiplexer.health.refused_at > self._asked, began
             if refused and multiplexer.connections and not multiplexer.bound:
                 await self._ask_open()  # a new connection may take its time, or all of it
@@ -138,6 +142,7 @@ class RedisProbe:
         except ProbeFailed as answer:
             problem = answer
         else:
+            self._refused_new = False
             return
         if not problem.definite or not multiplexer.connections:
             raise problem from None
@@ -147,6 +152,7 @@ class RedisProbe:
             await self._ping_all()
         elif problem.answered:
             raise problem from None
+        self._refused_new = True
         raise ProbeDegraded(problem.cause, problem.detail) from None
 
     async def _ask_open(self) -> None:
@@ -168,6 +174,19 @@ class RedisProbe:
         else:
             self._check(await preferred.ask(PING))
         self.turns.note_answer()
+
+    @property
+    def _may_be_replica(self) -> bool:
+        health = self._multiplexer.health
+        return health.refusing and health.cause is Cause.READ_ONLY
+
+    @property
+    def _doubts_open(self) -> bool:
+        """Whether to probe over a new connection, although the open ones answer.
+
+        New ones are refused, or the name of the server may lead to a new master by now.
+        """
+        return self._refused_new or self._may_be_replica
 
     def _next_pinged(self) -> MultiplexedConnection | None:
         """Return the connection to ping, or None for all."""
@@ -205,11 +224,10 @@ class RedisProbe:
 
     async def _ping(self, connection: AbstractConnection) -> None:
         query = query_over(connection, self._policy.response_timeout)
-        health = self._multiplexer.health
         try:
             try:
                 await query("PING")
-                if health.refusing and health.cause is Cause.READ_ONLY:
+                if self._may_be_replica:
                     role = await query("ROLE")
                     if role and role[0] not in (b"master", "master"):
                         detail = "the server says that it is a replica"

@@ -22,6 +22,7 @@ _RECOVERY = 8.0  # seconds after the last fault by which a client must be UP aga
 _DEGRADED = 15.0  # seconds after the last refusal by which DEGRADED must end
 _NOTICED = 4.5  # seconds within which a server that serves nothing must be noticed
 _ACCEPTED = 1.0  # seconds after an accepted write by which the report of refused writes ends
+_HOLD = 10.0  # seconds for which refusals count, as `refusal_hold`
 _RECONNECTED = 2.5  # seconds after a fault by which connections and probes work again
 _OUTAGE_WAIT = RetryPolicy().outage_wait
 
@@ -199,11 +200,20 @@ def an_accepted_write_ends_the_report_of_refused_writes(index: Index) -> Iterato
                     if fault.begin <= period.until and fault.kind not in PERMANENT
                 ]
             )
-            for label, operations in index.by_client.items():
-                if index.dependencies.get(label) != dependency:
-                    continue
-                # Earlier ones prove nothing if others were refused in turn.
-                writes = [each for each in operations if _accepted_after(index, each, last + 1.0)]
+            clients = [
+                operations
+                for label, operations in index.by_client.items()
+                if index.dependencies.get(label) == dependency
+            ]
+            # Writes prove nothing if others were refused in turn.
+            in_turn = any(
+                _accepted_after(index, each, period.since - _HOLD) and each.started < last + 1.0
+                for operations in clients
+                for each in operations
+            )
+            pause = _HOLD if in_turn else 1.0
+            for operations in clients:
+                writes = [each for each in operations if _accepted_after(index, each, last + pause)]
                 if len(writes) < 2:
                     continue
                 second = writes[1].ended or last

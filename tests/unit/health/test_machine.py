@@ -155,10 +155,27 @@ def test_writes_that_are_accepted_and_refused_in_turn_do_not_change_the_state_ea
         changes.append(up.accepted(2.05 + number / 10))  # DEL
     assert [each.state for each in changes if each] == [DEGRADED, UP, DEGRADED]
     assert up.refusing
-    assert up.accepted(12.8) is None
-    assert up.accepted(12.9).state is UP
-    assert up.refused(30.0, Cause.OUT_OF_MEMORY, "").state is DEGRADED
-    assert up.accepted(30.1).state is UP
+    assert up.accepted(21.8) is None
+    assert up.accepted(22.0).state is UP
+    assert up.refused(40.0, Cause.OUT_OF_MEMORY, "").state is DEGRADED
+    assert up.accepted(40.1).state is UP
+
+
+def test_rare_refusals_among_accepted_writes_do_not_change_the_state_each_time(up):
+    changes = []
+    for number in range(600):
+        if number % 30 == 0:
+            changes.append(up.refused(2.0 + number / 10, Cause.OUT_OF_MEMORY, "SET"))
+        changes.append(up.accepted(2.05 + number / 10))  # DEL
+    assert [each.state for each in changes if each] == [DEGRADED, UP, DEGRADED]
+
+
+def test_a_cluster_that_serves_again_is_up_soon_also_after_a_second_refusal(up):
+    up.refused(2.0, Cause.CLUSTER_DOWN, "")
+    up.accepted(2.1)
+    up.refused(2.2, Cause.CLUSTER_DOWN, "")
+    assert up.accepted(3.1) is None
+    assert up.accepted(3.3).state is UP
 
 
 def test_only_the_hold_ends_the_report_of_some_refused_writes_if_no_more_are_made(up):

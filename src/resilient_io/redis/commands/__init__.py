@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from .keys import no_keys
 from .registry import SPECS, known_names, lookup, register
-from .spec import CommandSpec, Effect, Route, effect_of, effect_of_batch, keys_of
+from .spec import (
+    CommandSpec,
+    Effect,
+    Route,
+    changes_data,
+    effect_of,
+    effect_of_batch,
+    keys_of,
+)
 
 __all__ = [
     "SPECS",
     "CommandSpec",
     "Effect",
     "Route",
+    "changes_data",
     "effect_of",
     "effect_of_batch",
     "keys_of",

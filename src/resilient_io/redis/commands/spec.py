@@ -115,6 +115,24 @@ def effect_of(spec: CommandSpec, args: Sequence[object]) -> Effect:
     return spec.effect if spec.resolve is None else spec.resolve(args)
 
 
+_NO_DATA = (
+    "ACL", "AUTH", "BGREWRITEAOF", "BGSAVE", "CLIENT", "CLUSTER", "CONFIG", "DEBUG", "FAILOVER",
+    "HELLO", "LATENCY", "MEMORY", "MIGRATE", "MODULE", "MONITOR", "PUBLISH", "QUIT", "REPLICAOF",
+    "RESET", "SAVE", "SCRIPT", "SELECT", "SENTINEL", "SHUTDOWN", "SLAVEOF", "SLOWLOG", "SPUBLISH",
+    "WAIT", "WAITAOF",
+)  # fmt: skip
+"""First words of the commands that change something, but no data: replicas need not have it."""
+
+
+def changes_data(spec: CommandSpec, args: Sequence[object]) -> bool:
+    """Return whether a command changes data, so that a server that accepts no writes refuses it."""
+    return (
+        spec.route is not Route.BOUND
+        and spec.name.partition(" ")[0] not in _NO_DATA
+        and effect_of(spec, args) is not Effect.READ
+    )
+
+
 def keys_of(spec: CommandSpec, args: Sequence[object]) -> Sequence[object]:
     """Return the keys of a call, in the order of its arguments.
 
