@@ -194,7 +194,8 @@ class _Runner:
                         prober.limit(probe)
                         latency = yield from _Rest(work, awaited)
                 except (Exception, asyncio.CancelledError) as error:
-                    if not prober.failed(probe, error):
+                    # In a closed loop, a probe ends because it is collected.
+                    if self._loop.is_closed() or not prober.failed(probe, error):
                         raise
                 else:
                     prober.answered(probe, latency)

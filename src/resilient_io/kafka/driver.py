@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aiokafka import conn as driver_module
 from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer import group_coordinator
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 
@@ -50,6 +51,7 @@ _CANCEL_ROUNDS = 20
 _CANCEL_WAIT = 0.1  # longest wait for cancelled tasks, in seconds; they do no more I/O
 
 _create_conn: Any = driver_module.create_conn
+_coordination: Any = group_coordinator
 
 
 class DriverClosed(KafkaError):
@@ -364,11 +366,21 @@ async def leave_group(driver: Driver, membership: Membership, timeout: float) ->
 # --- start and stop
 
 
+def _create_lazy_task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Create a task that does not run yet, even with `asyncio.eager_task_factory`.
+
+    `GroupCoordinator.__init__` creates the task of the coordination before the attributes that
+    this task needs, so that an eager one fails immediately.
+    """
+    return asyncio.Task(work, loop=asyncio.get_running_loop())
+
+
 async def start_driver(driver: Driver, timeout: float, *, context: Context) -> None:
     """Start a new driver. If that fails or is cancelled, no task, socket or membership remains."""
-    starting = asyncio.get_running_loop().create_task(
-        driver.start(), name="resilient-io kafka start", context=context
-    )
+    loop = asyncio.get_running_loop()
+    if loop.get_task_factory() is not None:
+        _coordination.create_task = _create_lazy_task
+    starting = loop.create_task(driver.start(), name="resilient-io kafka start", context=context)
     started = False
     try:
         await asyncio.wait([starting], timeout=timeout)

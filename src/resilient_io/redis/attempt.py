@@ -353,7 +353,7 @@ async def await_reply(
             answered = True
         finally:
             timer.cancel()
-            if not answered:
+            if not answered and not loop.is_closed():
                 _home_of(request, multiplexer).abandon(request)
         if reply is CHECK_CLOCK:
             multiplexer = clock.multiplexer = _home_of(request, multiplexer)

@@ -157,13 +157,18 @@ async def _open(
 
 
 async def _shake_hands(connection: AbstractConnection) -> None:
+    loop = asyncio.get_running_loop()
     try:
         await connection.connect()  # type: ignore[no-untyped-call]
-    except (driver.RedisError, OSError):
-        raise
     # The boundary to the application's code: its credential provider, or its `redis_connect_func`,
     # may raise anything.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if loop.is_closed():
+            # This attempt is being collected, maybe by a task of another loop. redis-py has turned
+            # the GeneratorExit into an error, which must not be taken for a failed attempt.
+            raise GeneratorExit from None
+        if isinstance(error, (driver.RedisError, OSError)):
+            raise
         # Only the type: the message may contain secrets, and so may the traceback of the chain.
         raise driver.ConnectionError(
             f"the credential provider or redis_connect_func raised {type(error).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,7 +108,8 @@ def abort(connection: AbstractConnection) -> None:
         return
     transport = getattr(writer, "transport", None)
     # The transport of a fake (fakeredis 2.41 `FakeTransport`) can only be closed by its writer.
-    getattr(transport, "abort", writer.close)()
+    with contextlib.suppress(RuntimeError):  # the event loop was closed
+        getattr(transport, "abort", writer.close)()
     connection._reader = connection._writer = None
 
 

@@ -234,8 +234,12 @@ class ExclusivePool:
         return CLOSED if self.closed else self._target.failure(error)
 
     def give_back(self, connection: AbstractConnection, *, clean: bool) -> None:
-        """Return an acquired connection to the pool; it is closed unless it is clean."""
-        if connection not in self._acquired:
+        """Return an acquired connection to the pool; it is closed unless it is clean.
+
+        Without effect if the event loop was closed: then the caller ends because it is collected,
+        possibly within another loop, and nothing can be sent any more.
+        """
+        if connection not in self._acquired or not self._multiplexer.runs_here():
             return
         self._acquired.remove(connection)
         self._room.release()
@@ -248,7 +252,7 @@ class ExclusivePool:
 
     def recover(self, connection: AbstractConnection, command: str) -> None:
         """End a blocking pop whose caller is gone, and put back an element that it popped."""
-        if self.closed:
+        if self.closed or not self._multiplexer.runs_here():
             self.give_back(connection, clean=False)
             return
         client_id = self._known[connection].client_id

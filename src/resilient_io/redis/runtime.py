@@ -370,10 +370,16 @@ class Runtime:
             self._lifetime.end()
 
     def note_fork(self) -> None:
-        """Accept no more calls in a forked process: the parent uses the connections."""
+        """Accept no more calls in a forked process: the parent uses the connections.
+
+        A client that was not used before the fork may be used in every process.
+        """
         if self._lifetime.binding is not None:
             self.multiplexer.disown()
             self.subscriptions.disown()
+        elif not self.executor.closed:
+            # With other names: the fencing of another process must not end its connections.
+            self._build()
 
     # -- clients that come and go ------------------------------------------------------------
 

@@ -293,6 +293,44 @@ def test_a_client_whose_loop_was_closed_starts_again_in_the_next(_server_of_sess
         gc.collect()  # now asyncio issues its warnings
 
 
+def test_connections_of_a_client_made_before_a_fork_have_other_names_in_every_process(
+    _server_of_session,
+):
+    """As with `gunicorn --preload`: fencing recognizes a dead connection by its name."""
+    script = f"""
+        import asyncio, os, sys
+        from resilient_io.redis import ResilientRedis
+
+        client = ResilientRedis(port={_server_of_session.port})
+
+        async def use():
+            async with asyncio.timeout(15), client:
+                await client.blpop("nothing", timeout=0.01)
+                own = f"resilient-io:{{client._runtime.multiplexer.next_name()[13:29]}}-"
+                names = [each["name"] for each in await client.client_list()]
+                assert any(each.startswith(own) for each in names), (own, names)
+                print(own, flush=True)
+
+        for _ in range(2):
+            if os.fork() == 0:
+                asyncio.run(use())
+                os._exit(0)
+        for _ in range(2):
+            assert os.wait()[1] == 0
+        asyncio.run(use())
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    assert len(names) == len(set(names)) == 3, done.stdout
+
+
 def test_use_after_a_fork(_server_of_session):
     script = f"""
         import asyncio, os, sys

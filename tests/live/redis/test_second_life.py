@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import sys
 
 import pytest
 
@@ -56,6 +57,81 @@ def test_any_kind_of_call_may_be_the_first_in_a_second_loop(_server_of_session, 
 
     in_a_loop_that_closes(first())
     in_a_loop_that_closes(second())
+
+
+@pytest.fixture
+def ignored(monkeypatch):
+    """Return the exceptions that Python could only print."""
+    found = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda each: found.append(repr(each.exc_value)))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_attempts_to_connect_of_a_closed_loop_end_silently_when_they_are_collected(
+    _server_of_session, ignored, caplog
+):
+    """They are collected by a task of the next loop, which their timeouts would cancel."""
+    client = ResilientRedis.from_url(_server_of_session.url)
+
+    async def first():
+        await client.ping()
+        calling = asyncio.create_task(client.ping())
+        _server_of_session.freeze()
+        await asyncio.sleep(2.2)  # the connections were given up, and are being opened again
+        calling.cancel()
+
+    async def second():
+        await client.initialize()  # which forgets the connections of the first loop
+        gc.collect()
+        await asyncio.sleep(0.3)
+        _server_of_session.thaw()
+        await client.health.until_up(5)
+        assert await client.ping()
+        await client.aclose()
+
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(first())
+        loop.close()
+        del loop
+        caplog.clear()
+        asyncio.run(second())
+    finally:
+        _server_of_session.thaw()
+    gc.collect()
+    assert ignored == []
+    assert "unexpected exception" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("command", ["blpop", "brpoplpush"])
+def test_calls_that_the_end_of_a_loop_cancelled_do_nothing_when_they_are_collected(
+    _server_of_session, ignored, caplog, command
+):
+    client = ResilientRedis.from_url(_server_of_session.url)
+    arguments = {"blpop": ("nothing", 0), "brpoplpush": ("nothing", "nowhere", 0)}[command]
+
+    async def first():
+        calling = asyncio.create_task(getattr(client, command)(*arguments))
+        await asyncio.sleep(0.1)
+        assert not calling.done()
+        _server_of_session.freeze()
+
+    async def second():
+        assert await client.ping()
+        gc.collect()
+        await asyncio.sleep(0.1)
+        await client.aclose()
+
+    try:
+        asyncio.run(first())
+    finally:
+        _server_of_session.thaw()
+    asyncio.run(second())
+    gc.collect()
+    assert ignored == []
+    assert "crashed" not in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

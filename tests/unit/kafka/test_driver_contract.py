@@ -8,6 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn, errors
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer import group_coordinator
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator, NoGroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
@@ -231,6 +232,9 @@ def test_private_names_exist():
     assert "self._sender = sender" in _source(BaseHandler.__init__)
     assert "_drain_waiter" in _source(MessageBatch.failure)
     assert "self._closing" in _source(GroupCoordinator.close)
+    # Replaced where the loop has a task factory, because an eager task would fail.
+    assert "= create_task(self._coordination_routine())" in _source(GroupCoordinator.__init__)
+    assert inspect.isfunction(group_coordinator.create_task)
     assert "await self.ensure_coordinator_known()" in _source(GroupCoordinator.commit_offsets)
     assert "self._send_req" in _source(GroupCoordinator._do_commit_offsets)
     assert "asyncio.shield(self._do_commit_offsets(" in _source(GroupCoordinator.commit_offsets)

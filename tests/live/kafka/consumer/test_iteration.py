@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import sys
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -463,3 +464,22 @@ async def test_an_unreadable_partition_loses_no_record_of_another(
             seen[record.partition].append(record.offset)
             if seen == {0: list(range(10)), 1: list(range(10))}:
                 break
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+@pytest.mark.parametrize("group_id", ["eager", None])
+async def test_eager_tasks(consumer, topic, group_id):
+    """aiokafka 0.14 starts the task of a group's coordination before it can run."""
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    try:
+        async with asyncio.timeout(SOON), consumer(topic, group_id=group_id) as reading:
+            values = []
+            async for record in reading:
+                values.append(record.value)
+                if len(values) == 10:
+                    break
+            assert values == [b"%d" % n for n in range(10)]
+            assert reading.stats().instances == 1
+    finally:
+        loop.set_task_factory(None)
