@@ -3,8 +3,8 @@
 from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
-_KINDS = {"topic": 2, "group": 3}
-_OPERATIONS = {"read": 3, "describe": 8}  # Read includes Describe
+_KINDS = {"topic": 2, "group": 3, "transactional id": 5}
+_OPERATIONS = {"read": 3, "write": 4, "describe": 8}  # the first two include Describe
 _LITERAL, _ALLOW, _ANY_HOST = 3, 3, "*"
 
 

@@ -12,7 +12,7 @@ from resilient_io.deadlines import timeout_within
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
-from ..driver import DriverClosed
+from ..driver import DriverClosed, retrieve_exception
 from ..errors import KafkaDeadlineExceeded, classify_error
 from .transaction_state import OpenTransaction
 
@@ -54,6 +54,29 @@ def is_in_transaction(driver: ProducerDriver) -> bool:
         DriverState.ABORTABLE_ERROR,
         DriverState.FATAL_ERROR,
     )
+
+
+def keep_partitions_to_abort(driver: ProducerDriver) -> None:
+    """Have a transaction that a broker refused aborted on the broker.
+
+    aiokafka forgets the partitions of a transaction that fails (`error_transaction`). Then it takes
+    the transaction for empty, and "aborts" it without a request: the broker would make its records
+    visible with the next commit.
+    """
+    owner: Any = driver
+    manager = owner._txn_manager
+    if manager is None:
+        return
+    original = manager.error_transaction
+
+    def error_transaction(error: Exception) -> None:
+        partitions, group = set(manager._txn_partitions), manager._txn_consumer_group
+        original(error)
+        manager._txn_partitions.update(partitions)
+        manager._txn_consumer_group = group
+        retrieve_exception(manager._transaction_waiter)  # no commit may be waiting for it
+
+    manager.error_transaction = error_transaction
 
 
 class TransactionManager:
