@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiokafka.errors import IllegalOperation, RequestTimedOutError
+from aiokafka.errors import IllegalOperation, KafkaError, RequestTimedOutError
 from aiokafka.producer.transaction_manager import TransactionState as DriverState
 
 from resilient_io.deadlines import timeout_within
@@ -13,7 +13,7 @@ from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
 from ..driver import DriverClosed, retrieve_exception
-from ..errors import KafkaDeadlineExceeded, classify_error
+from ..errors import KafkaDeadlineExceeded, classify_error, copy_with_note
 from .transaction_state import OpenTransaction
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ def is_in_transaction(driver: ProducerDriver) -> bool:
     )
 
 
-def keep_partitions_to_abort(driver: ProducerDriver) -> None:
-    """Have a transaction that a broker refused aborted on the broker.
+def correct_transactions(driver: ProducerDriver) -> None:
+    """Correct two mistakes of aiokafka's `TransactionManager`.
 
-    aiokafka forgets the partitions of a transaction that fails (`error_transaction`). Then it takes
-    the transaction for empty, and "aborts" it without a request: the broker would make its records
-    visible with the next commit.
+    It forgets the partitions of a transaction that fails (`error_transaction`). Then it takes the
+    transaction for empty, and "aborts" it without a request: the broker would make its records
+    visible with the next commit. And it adds only the first group whose offsets are sent to the
+    transaction, so the broker refuses those of another one.
     """
     owner: Any = driver
     manager = owner._txn_manager
@@ -76,7 +77,13 @@ def keep_partitions_to_abort(driver: ProducerDriver) -> None:
         manager._txn_consumer_group = group
         retrieve_exception(manager._transaction_waiter)  # no commit may be waiting for it
 
+    def consumer_group_to_add() -> str | None:
+        for group, _, _ in manager._pending_txn_offsets:
+            return None if group == manager._txn_consumer_group else str(group)
+        return None
+
     manager.error_transaction = error_transaction
+    manager.consumer_group_to_add = consumer_group_to_add
 
 
 class TransactionManager:
@@ -293,6 +300,13 @@ class TransactionManager:
         except DriverClosed as error:
             why = self._errors.describe(error)
             raise self._errors.unavailable(began, why, operation) from error
+        except KafkaError as error:
+            reason = self._errors.cause(error.__cause__)
+            if type(error) is KafkaError and isinstance(reason, KafkaError):
+                # The sender task ended, and the error says only that.
+                note = "the aiokafka producer ended because of this error"
+                raise copy_with_note(reason, note) from None
+            raise
 
     async def _call_driver(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str

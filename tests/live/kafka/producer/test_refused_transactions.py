@@ -21,6 +21,7 @@ async def test_refused_transaction_is_aborted_and_stays_invisible_after_the_next
             ("write", "topic", "out"),
             ("describe", "topic", "forbidden"),
             ("read", "topic", "in"),
+            ("read", "group", "permitted"),
             ("write", "transactional id", "id"),
         ):
             await allow(server, "alice", operation, kind, name)
@@ -42,6 +43,13 @@ async def test_refused_transaction_is_aborted_and_stays_invisible_after_the_next
             async with producer.transaction():
                 await producer.send_and_wait("out", b"2")
             assert producer.stats().instances == 1
+            # aiokafka's sender task ends, and its error does not say why.
+            with pytest.raises(TopicAuthorizationFailedError):
+                async with producer.transaction() as transaction:
+                    await producer.send_and_wait("out", b"without the offset of the other")
+                    await transaction.send_offsets({TopicPartition("forbidden", 0): 1}, "permitted")
+            async with producer.transaction():
+                await producer.send_and_wait("out", b"3")
         records = await read_all(server, "out", "read_committed")
-        assert [record.value for record in records] == [b"1", b"2"]
+        assert [record.value for record in records] == [b"1", b"2", b"3"]
     assert not [record for record in caplog.records if record.name == "asyncio"]
