@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from aiokafka import conn as driver_module
@@ -20,6 +21,8 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer import group_coordinator
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
+
+from resilient_io.retry import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
@@ -46,6 +49,9 @@ CONNECTION_OPTIONS = (
 
 # Shortest time, in seconds, that a driver waits for a connection while connecting is paused.
 _MIN_CONNECT_PAUSE = 0.05
+# Seconds between two requests for the metadata of the same topics that follow each other.
+_FIRST_METADATA_PAUSE = 0.02
+_MAX_METADATA_PAUSE = 0.5
 # How often to cancel leftover tasks: some swallow a cancellation, some await another task.
 _CANCEL_ROUNDS = 20
 _CANCEL_WAIT = 0.1  # longest wait for cancelled tasks, in seconds; they do no more I/O
@@ -290,6 +296,37 @@ def notify_on_connection_loss(driver: Driver, notify: Callable[[Connection], Non
             notify(connection)
 
     client._on_connection_closed = closed
+
+
+def pace_metadata_requests(driver: Driver) -> None:
+    """Have a driver pause before it requests the same metadata again (`_metadata_update`).
+
+    While a partition has no leader, or its topic was deleted, aiokafka's sender and fetcher request
+    metadata as often as the broker answers: 800 times a second. Call it before the driver is
+    started.
+    """
+    client: Any = client_of(driver)
+    original = client._metadata_update
+    loop = asyncio.get_running_loop()
+    backoff = Backoff(_FIRST_METADATA_PAUSE, _MAX_METADATA_PAUSE)
+    known: set[str] | None = None
+    ended = -math.inf
+
+    async def update(cluster: Any, topics: Any) -> Any:
+        nonlocal known, ended
+        if cluster is client.cluster:
+            now = loop.time()
+            if now - ended > _MAX_METADATA_PAUSE or known != topics:
+                backoff.reset()
+            else:
+                await asyncio.sleep(ended + backoff.next() - now)
+            known = set(topics)
+        try:
+            return await original(cluster, topics)
+        finally:
+            ended = loop.time()
+
+    client._metadata_update = update
 
 
 def pause_connecting(driver: Driver) -> None:

@@ -25,6 +25,7 @@ from .driver import (
     fail_transaction,
     notify_on_connection_loss,
     oldest_request,
+    pace_metadata_requests,
     pause_connecting,
     reconnect,
     resume_connecting,
@@ -502,6 +503,7 @@ class Supervisor(Generic[DriverT]):
             self.permanent_error = self._clean(refused)
             return self.permanent_error
         notify_on_connection_loss(driver, self._connection_lost)
+        pace_metadata_requests(driver)
         error: Exception | None = None
         started = attached = False
         try:

@@ -224,6 +224,8 @@ def test_private_names_exist():
     }
     assert "await self._get_conn(" in _source(AIOKafkaClient.ready)
     assert "await self._get_conn(" in _source(AIOKafkaClient._metadata_update)
+    synchronizer = _source(AIOKafkaClient._md_synchronizer)
+    assert "await self._metadata_update(self.cluster, topics)" in synchronizer
     assert "self._retry_backoff = " in _source(AIOKafkaClient.__init__)
     assert "self.force_metadata_update()" in _source(AIOKafkaClient._get_conn)
     assert "self._requests.append" in _source(AIOKafkaConnection.send)

@@ -45,6 +45,9 @@ class FakeClient:
         future.set_result(self.finds)
         return future
 
+    async def _metadata_update(self, cluster, topics):
+        return self.finds
+
     async def _synchronize(self):
         await asyncio.Event().wait()
 

@@ -392,12 +392,17 @@ class Fetcher:
     def _handle_failure(self, instance: ConsumerDriver, error: Exception) -> None:
         meaning, refused = classify_error(error), is_connection_refusal(error)
         if meaning.kind == "permanent" and not refused:
+            if internals.has_dead_member(instance):
+                self._replace(instance, error)  # so that it is read again once it is permitted
             raise without_secrets(error, self._target.secrets())
         self._backoff_delay = self._backoff.next()
         if meaning.fatal or refused or self._backoff.failures >= _MAX_FAILURES:
-            if self._instance is instance:
-                self._instance = None
-            self._supervisor.driver_failed(instance, error)
+            self._replace(instance, error)
+
+    def _replace(self, instance: ConsumerDriver, error: Exception) -> None:
+        if self._instance is instance:
+            self._instance = None
+        self._supervisor.driver_failed(instance, error)
 
     def _note_arrival(self) -> None:
         self._backoff.reset()

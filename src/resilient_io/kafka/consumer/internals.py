@@ -59,6 +59,23 @@ def raise_coordination_error(instance: ConsumerDriver) -> None:
     driver._coordinator.check_errors()
 
 
+def has_dead_member(instance: ConsumerDriver) -> bool:
+    """Return whether a task of the coordination task has failed, so heartbeats have ended.
+
+    aiokafka reports the error again and again, and starts the task (`_heartbeat_task`,
+    `_commit_refresh_task`) only after the next rebalance, of which it does not learn.
+    """
+    driver: Any = instance
+    tasks = [
+        getattr(driver._coordinator, name, None)
+        for name in ("_heartbeat_task", "_commit_refresh_task")
+    ]
+    return any(
+        task is not None and task.done() and not task.cancelled() and task.exception() is not None
+        for task in tasks
+    )
+
+
 def reassigning(instance: ConsumerDriver) -> bool:
     """Return whether the group is assigning partitions (`reassignment_in_progress`)."""
     driver: Any = instance

@@ -161,8 +161,8 @@ def _add_chunk(
 
 def _writer_within_limits(queue: PartitionQueue, builder: BatchBuilder) -> Callable[..., object]:
     write = record_writer(builder)
-    if queue.byte_limit is not None:
-        write = _limited(write, queue.byte_limit)
+    if queue.size_limit is not None:
+        write = _limited(write, queue.size_limit.size)
     if queue.record_limit is not None:
         write = _limited_to(write, queue.record_limit)
     return write

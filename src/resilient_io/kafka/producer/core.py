@@ -21,7 +21,7 @@ from .metadata import ProducerMetadata
 from .records import DeliveryReport, ProducerStats
 from .sender import Sender
 from .transaction_state import TransactionState
-from .transactions import TransactionManager, is_fenced
+from .transactions import TransactionManager, correct_transactions, is_fenced
 
 if TYPE_CHECKING:
     import random
@@ -128,6 +128,7 @@ class ProducerCore:
         producer: ProducerDriver = _Producer(
             self._unknown_answers, **self._target.client_options(), **self._options
         )
+        correct_transactions(producer)
         return producer
 
     def _driver_attached(self, driver: ProducerDriver) -> None:

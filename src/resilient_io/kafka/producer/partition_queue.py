@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .errors import DeliveryErrors
 
 
+# Seconds after which larger batches are tried, when one was rejected: the first time, and at most.
+_FIRST_RAISE = 15.0
+_MAX_RAISE = 3600.0
+
 Record: TypeAlias = tuple[
     asyncio.Future[RecordMetadata],
     bytes | None,
@@ -44,6 +48,33 @@ Entry: TypeAlias = "Record | BulkChunk"
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class SizeLimit:
+    """The limit of a batch's size, in bytes, after the broker rejected a batch as too large.
+
+    The limit of the topic may be raised later. So the size is doubled when it was accepted for some
+    time, which is longer after each time that it was too large, until it exceeds what was rejected.
+    """
+
+    size: int
+    rejected: int  # size of the batch that was rejected first
+    raised_at: float = 0.0  # loop time from which the limit may be raised
+    interval: float = _FIRST_RAISE / 2  # seconds before the limit is raised
+
+    def lower(self, size: int, now: float) -> None:
+        """Lower the limit, after a batch with this size was rejected."""
+        self.size = max(1, min(self.size, size) // 2)
+        if now >= self.raised_at:  # otherwise, it was not raised since the last rejection
+            self.interval = min(2 * self.interval, _MAX_RAISE)
+        self.raised_at = now + self.interval
+
+    def ends_after(self, size: int, now: float) -> bool:
+        """Raise the limit if a batch with this size shows that it is time to; return if it ends."""
+        if now >= self.raised_at and 2 * size >= self.size:
+            self.size *= 2
+        return self.size > self.rejected
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class PartitionQueue:
     """The records of one partition: those that wait, and the position of those that left.
 
@@ -58,7 +89,7 @@ class PartitionQueue:
     waiting_bytes: int = 0  # size of what waits, as buffer memory counts it
     idle: bool = True  # nothing waits or is in flight: the next record has to schedule the queue
     on_hold: bool = False  # records wait, but the sender cannot send them now
-    byte_limit: int | None = None  # of a batch, once the broker rejected one as too large
+    size_limit: SizeLimit | None = None  # of a batch, once the broker rejected one as too large
     record_limit: int | None = None  # of a batch, while a rejected record is searched
     unsettled_from: int | None = None  # position of the batch in flight until it has an outcome
 

@@ -27,7 +27,7 @@ from .batch import (
     put_back,
     roll_back_sequence,
 )
-from .partition_queue import fail_waiting
+from .partition_queue import SizeLimit, fail_waiting
 
 if TYPE_CHECKING:
     from aiokafka.structs import RecordMetadata
@@ -238,8 +238,11 @@ class Sender:
             answers: list[Answer] | None = [] if self._wakes_directly else None
             complete_batch(batch, future.result(), self._errors, answers)
             if batch.queue.record_limit is not None:
-                limit = 2 * batch.queue.record_limit
-                batch.queue.record_limit = None if limit >= _MAX_SEARCH else limit
+                records = 2 * batch.queue.record_limit
+                batch.queue.record_limit = None if records >= _MAX_SEARCH else records
+            limit = batch.queue.size_limit
+            if limit is not None and limit.ends_after(batch.size, self._loop.time()):
+                batch.queue.size_limit = None
             self._finish(batch)
             if answers:
                 deliver(self._loop, answers)
@@ -309,8 +312,10 @@ class Sender:
         """Send a batch that is too large for the topic again, in halves: nothing was written."""
         self._repair_sequence(batch, error)
         queue = batch.queue
-        limit = queue.byte_limit if queue.byte_limit is not None else batch.builder.size()
-        queue.byte_limit = max(1, min(limit, batch.size) // 2)
+        if queue.size_limit is None:
+            size = batch.builder.size()
+            queue.size_limit = SizeLimit(size, size)
+        queue.size_limit.lower(batch.size, self._loop.time())
         self._finish(batch, freed=put_back(batch))
 
     def _search_record(self, batch: InFlightBatch, error: Exception) -> None:

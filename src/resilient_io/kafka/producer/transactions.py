@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiokafka.errors import IllegalOperation, RequestTimedOutError
+from aiokafka.errors import IllegalOperation, KafkaError, RequestTimedOutError
 from aiokafka.producer.transaction_manager import TransactionState as DriverState
 
 from resilient_io.deadlines import timeout_within
 from resilient_io.errors import ConfigurationError
 from resilient_io.health import Cause
 
-from ..driver import DriverClosed
-from ..errors import KafkaDeadlineExceeded, classify_error
+from ..driver import DriverClosed, retrieve_exception
+from ..errors import KafkaDeadlineExceeded, classify_error, copy_with_note
 from .transaction_state import OpenTransaction
 
 if TYPE_CHECKING:
@@ -54,6 +54,36 @@ def is_in_transaction(driver: ProducerDriver) -> bool:
         DriverState.ABORTABLE_ERROR,
         DriverState.FATAL_ERROR,
     )
+
+
+def correct_transactions(driver: ProducerDriver) -> None:
+    """Correct two mistakes of aiokafka's `TransactionManager`.
+
+    It forgets the partitions of a transaction that fails (`error_transaction`). Then it takes the
+    transaction for empty, and "aborts" it without a request: the broker would make its records
+    visible with the next commit. And it adds only the first group whose offsets are sent to the
+    transaction, so the broker refuses those of another one.
+    """
+    owner: Any = driver
+    manager = owner._txn_manager
+    if manager is None:
+        return
+    original = manager.error_transaction
+
+    def error_transaction(error: Exception) -> None:
+        partitions, group = set(manager._txn_partitions), manager._txn_consumer_group
+        original(error)
+        manager._txn_partitions.update(partitions)
+        manager._txn_consumer_group = group
+        retrieve_exception(manager._transaction_waiter)  # no commit may be waiting for it
+
+    def consumer_group_to_add() -> str | None:
+        for group, _, _ in manager._pending_txn_offsets:
+            return None if group == manager._txn_consumer_group else str(group)
+        return None
+
+    manager.error_transaction = error_transaction
+    manager.consumer_group_to_add = consumer_group_to_add
 
 
 class TransactionManager:
@@ -270,6 +300,13 @@ class TransactionManager:
         except DriverClosed as error:
             why = self._errors.describe(error)
             raise self._errors.unavailable(began, why, operation) from error
+        except KafkaError as error:
+            reason = self._errors.cause(error.__cause__)
+            if type(error) is KafkaError and isinstance(reason, KafkaError):
+                # The sender task ended, and the error says only that.
+                note = "the aiokafka producer ended because of this error"
+                raise copy_with_note(reason, note) from None
+            raise
 
     async def _call_driver(
         self, call: Coroutine[Any, Any, T], until: float | None, began: float, operation: str

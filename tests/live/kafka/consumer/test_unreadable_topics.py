@@ -5,17 +5,17 @@ import contextlib
 import logging
 
 import pytest
-from aiokafka.errors import TopicAuthorizationFailedError
+from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 
 from resilient_io import Cause, State
 from resilient_io.kafka import ConsumerSettings, ResilientKafkaConsumer, ResilientKafkaProducer
 from resilient_io.kafka.consumer import topics
 from resilient_io.testing import KafkaServer
-from tests.live.kafka.permissions import allow
+from tests.live.kafka.permissions import allow, revoke
 from tests.live.kafka.tokens import login
 
 SOON = 15.0
-GROUPS = ("hidden", "led", "missing")
+GROUPS = ("hidden", "led", "missing", "revoked")
 USERS = {"admin": "admin-secret", "alice": "alice-secret", "bob": "bob-secret"}
 
 
@@ -120,6 +120,27 @@ async def leader_of_a_group_reports_a_hidden_topic_of_another_member(scene):
             await until(lambda: leader.health.state is State.UP)
 
 
+async def group_is_an_error_until_it_is_permitted_again(scene):
+    """aiokafka's heartbeat task ends when the permission is missing, and does not start again."""
+    await allow(scene.server, "alice", "read", "topic", "again")
+    await scene.create("again")
+    async with scene.consumer("again", group="revoked", heartbeat_interval_ms=300) as consumer:
+        await read(consumer, [b"again"])
+        await revoke(scene.server, "alice", "read", "group", "revoked")
+        for _ in range(2):
+            with pytest.raises(GroupAuthorizationFailedError):
+                await read(consumer, [b"never"])
+        await until(lambda: consumer.health.state is State.DEGRADED)
+        await allow(scene.server, "alice", "read", "group", "revoked")
+        async with ResilientKafkaProducer(scene.server.direct_servers) as producer:
+            await producer.send_and_wait("again", b"more")
+        wanted = [b"more"]
+        async with asyncio.timeout(SOON):
+            while wanted:
+                with contextlib.suppress(GroupAuthorizationFailedError):  # from before
+                    await read(consumer, wanted)
+
+
 async def missing_topic_is_logged_and_read_once_it_exists(scene, caplog):
     await allow(scene.server, "alice", "read", "topic", "later")
     async with scene.consumer("later", group="missing") as consumer:
@@ -152,4 +173,5 @@ async def test_topics_that_cannot_be_read_are_reported(caplog, monkeypatch):
             cases.create_task(partition_that_does_not_exist_is_stalled(scene))
             cases.create_task(hidden_topic_is_an_error_until_it_is_permitted(scene))
             cases.create_task(leader_of_a_group_reports_a_hidden_topic_of_another_member(scene))
+            cases.create_task(group_is_an_error_until_it_is_permitted_again(scene))
             cases.create_task(missing_topic_is_logged_and_read_once_it_exists(scene, caplog))

@@ -66,6 +66,27 @@ async def test_records_of_a_transaction_become_visible_together_with_the_offsets
     await reader.stop()
 
 
+async def test_offsets_of_several_groups_are_committed(make, topic, server):
+    groups = [f"{topic}-{number}" for number in range(3)]
+    async with make() as producer:
+        async with producer.transaction() as transaction:
+            for offset, group in enumerate([*groups, groups[0]], 1):
+                await transaction.send_offsets({TopicPartition(topic, 0): offset}, group)
+        with pytest.raises(KeyError):
+            async with producer.transaction() as transaction:
+                for group in groups:
+                    await transaction.send_offsets({TopicPartition(topic, 0): 10}, group)
+                raise KeyError
+        async with producer.transaction():  # it begins when the offsets are visible
+            await producer.send(topic, b"x")
+        assert producer.stats().instances == 1
+    for group, offset in zip(groups, (4, 2, 3), strict=True):
+        async with AIOKafkaConsumer(
+            bootstrap_servers=server.direct_servers, group_id=group
+        ) as reader:
+            assert await reader.committed(TopicPartition(topic, 0)) == offset
+
+
 async def test_an_exception_aborts_and_the_next_transaction_starts_clean(make, topic, committed):
     async with make() as producer:
         with pytest.raises(KeyError):

@@ -134,6 +134,8 @@ async def test_rebalance_waits_for_the_listener():
 
 async def test_coordination_errors_are_raised_on_request():
     assert parameters_of(GroupCoordinator.check_errors) == ["self"]
+    routine = source_of(GroupCoordinator._GroupCoordinator__coordination_routine)
+    assert "for task in [self._heartbeat_task, self._commit_refresh_task]:" in routine
     assert parameters_of(NoGroupCoordinator.check_errors) == ["self"]
 
 

@@ -5,6 +5,7 @@ import inspect
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
+from aiokafka.producer.sender import AddPartitionsToTxnHandler, Sender
 from aiokafka.structs import RecordMetadata
 
 from resilient_io.kafka.producer.batch import (
@@ -15,7 +16,7 @@ from resilient_io.kafka.producer.batch import (
     roll_back_sequence,
     set_record_count,
 )
-from resilient_io.kafka.producer.transactions import is_in_transaction
+from resilient_io.kafka.producer.transactions import correct_transactions, is_in_transaction
 
 
 def mark_closed(producer):
@@ -114,3 +115,39 @@ async def test_an_open_transaction_is_recognized():
     manager.committing_transaction()
     assert not is_in_transaction(producer)
     mark_closed(producer)
+
+
+async def test_refused_transaction_is_not_empty_when_it_is_aborted():
+    producer = AIOKafkaProducer(transactional_id="id")
+    correct_transactions(producer)
+    manager = producer._txn_manager
+    manager.set_pid_and_epoch(1, 1)
+    for group in (None, "group"):
+        manager.begin_transaction()
+        assert manager.is_empty_transaction()
+        manager.maybe_add_partition_to_txn(TopicPartition("topic", 0))
+        manager.partition_added(TopicPartition("topic", 0))
+        manager.maybe_add_partition_to_txn(TopicPartition("topic", 1))
+        if group is not None:
+            manager.consumer_group_added(group)
+            manager.add_offsets_to_txn({}, group)
+            assert manager.consumer_group_to_add() is None
+            assert manager.offsets_to_commit() == ({}, group)
+            manager._pending_txn_offsets.clear()
+            manager.add_offsets_to_txn({}, "other")
+            assert manager.consumer_group_to_add() == "other"
+            manager._pending_txn_offsets.clear()
+        manager.error_transaction(ValueError())
+        assert is_in_transaction(producer)
+        assert not manager.partitions_to_add()
+        assert manager.txn_partitions == {TopicPartition("topic", 0)}
+        assert manager._txn_consumer_group == group
+        manager.aborting_transaction()
+        manager.complete_transaction()
+    send = inspect.getsource(Sender._maybe_do_transactional_request)
+    assert send.index("txn_manager.consumer_group_to_add()") < send.index(".offsets_to_commit()")
+    assert "txn_manager.error_transaction(" in inspect.getsource(AddPartitionsToTxnHandler)
+    plain = AIOKafkaProducer()
+    correct_transactions(plain)
+    mark_closed(producer)
+    mark_closed(plain)

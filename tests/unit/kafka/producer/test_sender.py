@@ -321,3 +321,45 @@ async def test_records_of_send_many_count_in_the_offsets_of_their_batch(componen
         assert [values for _, values, _ in producer.driver.batches][1:] == [
             [b"1", b"2", b"3", b"4"]
         ]
+
+
+async def test_batches_grow_again_after_the_topic_accepts_larger_ones(components):
+    async with components(full=1 << 20) as producer:
+        driver, limit = producer.driver, 4
+        send_batch = driver.send_batch
+
+        async def send_limited(batch, topic, *, partition):
+            if len(batch.values) <= limit:
+                return await send_batch(batch, topic, partition=partition)
+            refused.append(len(batch.values))
+            driver.answers = False
+            future = await send_batch(batch, topic, partition=partition)
+            driver.answers = True
+            driver.answer(error=kafka_errors.MessageSizeTooLargeError())
+            driver.batches.pop()
+            return future
+
+        driver.send_batch = send_limited
+        refused = []
+
+        async def largest():
+            """Return the largest batch of 64 records."""
+            del driver.batches[:], refused[:]
+            await asyncio.gather(*[await producer.send(b"x" * 100) for _ in range(64)])
+            return max(len(values) for _, values, _ in driver.batches)
+
+        assert await largest() <= 4
+        assert len(refused) > 1
+        assert await largest() <= 4
+        assert not refused
+        sizes = []
+        for _ in range(60):  # within 10 minutes, larger batches are tried a few times
+            await asyncio.sleep(10)
+            assert await largest() <= 4
+            sizes += refused
+        assert 1 <= len(sizes) <= 6
+        limit = 1000
+        await asyncio.sleep(3600)
+        await largest()
+        assert await largest() == 64
+        assert all(queue.size_limit is None for queue in producer.metadata.queues)
