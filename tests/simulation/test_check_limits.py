@@ -69,7 +69,7 @@ def test_a_budget_earns_what_was_answered(replies, broken):
     assert story.broken == (["the_budget_earns_one_token_for_each_reply"] if broken else [])
 
 
-@pytest.mark.parametrize("case", ["refunded", "kept", "sent again", "lost", "ended"])
+@pytest.mark.parametrize("case", ["refunded", "kept", "sent again", "lost", "ended", "held up"])
 def test_a_cancelled_backoff_is_refunded(case):
     faults = (Fault(0, "refuse writes", 0.1, 1.0), Fault(1, "reset", 0.1))
     story = Story(faults=faults)
@@ -80,6 +80,8 @@ def test_a_cancelled_backoff_is_refunded(case):
     story.wrote("SET r0 t20.0")
     story.refuse("SET r0 t20.0")
     budget(story, "paid", 20.0, 15.0)
+    if case == "held up":
+        story.start(40, "BLPOP l0 3", kind="pop")  # it opens a connection
     if case == "sent again":
         story.wrote("SET r0 t20.0")
         story.refuse("SET r0 t20.0")

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.history import ErrorReply, Outcome
 
+from .effects import BLOCKING
 from .index import Broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.simulation.history import Event
+    from tests.simulation.history import Event, Operation
 
     from .index import Command, Index
 
+_EXCLUSIVE = BLOCKING | {"WATCH"}
 _ROUNDING = 1e-6
 _REFUSALS = ("OOM ", "MISCONF ", "NOREPLICAS ")
 """Refusals after which a call is sent again on the same connection, after its backoff."""
@@ -84,7 +86,8 @@ def the_budget_earns_one_token_for_each_reply(index: Index) -> Iterator[Broken]:
 def a_call_that_is_cancelled_in_its_backoff_is_refunded(index: Index) -> Iterator[Broken]:
     """A repetition that was paid and never sent is not paid in the end.
 
-    Only refusals are examined: after another failure, the call may also wait for a connection.
+    Only refusals are examined: after another failure, the call may also wait for a connection. So
+    it may while an earlier call opens a connection of its own.
     """
     paid, refunded = _by_call(index, "paid"), _by_call(index, "refunded")
     for number, amount in paid.items():
@@ -102,6 +105,8 @@ def a_call_that_is_cancelled_in_its_backoff_is_refunded(index: Index) -> Iterato
         faults = index.disturbances_between(operation.started - 3.0, ended)
         if any(fault.kind != "refuse writes" for fault in faults):
             continue
+        if any(_needs_own_connection(other, operation) for other in index.history.operations):
+            continue
         sent = len(index.sent.get(command.token or b"", ()))
         price = amount / sum(event.facts["call"] == number for event in index.events["paid"])
         if amount - refunded.get(number, 0.0) > (sent - 1) * price + _ROUNDING:
@@ -111,6 +116,15 @@ def a_call_that_is_cancelled_in_its_backoff_is_refunded(index: Index) -> Iterato
                 (operation.number,),
                 operation.ended_at,
             )
+
+
+def _needs_own_connection(other: Operation, operation: Operation) -> bool:
+    """Return whether another call of the client opened a connection of its own meanwhile."""
+    meanwhile = other.started_at < (operation.ended_at or 0) and (
+        other.ended_at is None or other.ended_at > operation.started_at
+    )
+    names = {words[0] for words in other.commands}
+    return other.client == operation.client and meanwhile and not names.isdisjoint(_EXCLUSIVE)
 
 
 def _only_refused(command: Command) -> bool:
