@@ -278,7 +278,13 @@ def policy_from_options(options: Mapping[str, Any]) -> RetryPolicy:
     retry = options.get("retry")
     if retry is not None:
         changes |= _from_retry(retry)
-    for error in options.get("retry_on_error") or []:
+    errors = options.get("retry_on_error") or []
+    if isinstance(errors, str) or not all(isinstance(error, type) for error in errors):
+        raise ConfigurationError(
+            f"retry_on_error={errors!r} is not a list of exception classes: omit the option, which "
+            f"a URL cannot contain"
+        )
+    for error in errors:
         # A base class, such as Exception, asks to retry what can be retried.
         if not any(issubclass(error, each) or issubclass(each, error) for each in _RETRIED_ANYWAY):
             name = getattr(error, "__name__", repr(error))

@@ -237,6 +237,7 @@ async def test_a_socket_timeout_limits_the_wait_for_a_frozen_server(redis_server
     [
         ({"retry": driver.retry.Retry(ConstantBackoff(1), -1)}, r"attempts=10"),
         ({"retry_on_error": [ValueError]}, r"repeat="),
+        ({"retry_on_error": "[TimeoutError]"}, r"'\[TimeoutError\]' is not a list of exception"),
         ({"socket_timeout": 0}, r"time out immediately.*socket_timeout=None"),
         ({"socket_connect_timeout": 0}, r"time out immediately.*socket_connect_timeout=None"),
         ({"health_check_interval": "often"}, r"health_check_interval='often'"),
