@@ -446,8 +446,8 @@ BUGS: tuple[PlantedBug, ...] = (
         "suspicion-checked-on-old-connection",
         "health",
         "redis/probe.py",
-        "if suspicious or multiplexer.bound or not multiplexer.connections:",
-        "if multiplexer.bound or not multiplexer.connections:",
+        "elif suspicious or self._doubts_open or multiplexer.bound",
+        "elif self._doubts_open or multiplexer.bound",
         "One connection that a middlebox forgot makes a healthy server DOWN.",
     ),
     PlantedBug(

@@ -501,7 +501,7 @@ class BatchCall(Call):
                 raise began
             self._answers = replied
             return without_transaction(f" ({clean_text(str(began))})")
-        if connection is not None:
+        if connection is not None and isinstance(result, ResponseError):
             # What other calls send on it would only be queued.
             detail = f"the server refused EXEC ({clean_text(str(result))})"
             connection.close(ConnectionFailure(Cause.PROTOCOL, detail))
