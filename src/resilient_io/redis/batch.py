@@ -501,8 +501,9 @@ class BatchCall(Call):
                 raise began
             self._answers = replied
             return without_transaction(f" ({clean_text(str(began))})")
-        if connection is not None and isinstance(result, ResponseError):
-            # What other calls send on it would only be queued.
+        if connection is not None and "unknown command" in str(result):
+            # EXEC is renamed, and MULTI is not: what other calls send would only be queued. Any
+            # other error of EXEC ends the transaction.
             detail = f"the server refused EXEC ({clean_text(str(result))})"
             connection.close(ConnectionFailure(Cause.PROTOCOL, detail))
         assert isinstance(result, Exception)  # noqa: S101 - checked by the caller

@@ -66,8 +66,10 @@ class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.Timeout
     Attributes:
         answered: For a batch: the replies that arrived, in order, starting with the first command.
         unanswered: For a batch: the positions of the other commands, which may have been applied.
+        failure: Why there is no reply. The text adds what that means for the outcome.
     """
 
+    failure: str = ""
     answered: Sequence[object] = ()
     unanswered: Sequence[int] = ()
 

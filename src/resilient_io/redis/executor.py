@@ -351,6 +351,7 @@ class Executor:
             progress=failing.progress,
         )
         if isinstance(error, RedisOutcomeUnknown):
+            error.failure = failed.detail
             if failed.progress is Progress.MAYBE_APPLIED and failing.call.effect is not Effect.READ:
                 error.reason += "; the call may have been applied"
             elif failed.applied:

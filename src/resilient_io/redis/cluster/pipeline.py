@@ -525,7 +525,7 @@ class _Failure:
         self._other = error
         if isinstance(error, RedisOutcomeUnknown):
             self._other = RedisUnavailable(
-                error.reason.rpartition("; ")[0],  # without the part about what may be applied
+                error.failure,
                 dependency=error.dependency,
                 operation=error.operation,
                 attempts=error.attempts,
