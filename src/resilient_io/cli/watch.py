@@ -449,7 +449,7 @@ class JsonDisplay(Display):
 
     def look(self, dependency: WatchedDependency) -> None:
         """Write the state of one."""
-        cause = dependency.cause
+        cause, link = dependency.cause, dependency.link  # a connection may be lost at any time
         self._write(
             "look",
             dependency=dependency.name,
@@ -458,7 +458,7 @@ class JsonDisplay(Display):
             cause=cause.value if cause is not None else None,
             detail=clean_text(dependency.detail),
             latency=dependency.latency if dependency.state.answering else None,
-            link=dependency.link and dependency.link.as_dict(),
+            link=None if link is None else link.as_dict(),
             topology=dependency.snapshot()["topology"],
         )
 
