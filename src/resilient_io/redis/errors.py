@@ -66,7 +66,7 @@ class RedisOutcomeUnknown(OutcomeUnknown, driver.ConnectionError, driver.Timeout
     Attributes:
         answered: For a batch: the replies that arrived, in order, starting with the first command.
         unanswered: For a batch: the positions of the other commands, which may have been applied.
-        failure: Why there is no reply. The text adds what that means for the outcome.
+        failure: Why no reply arrived. The text adds what that means for the outcome.
     """
 
     failure: str = ""
