@@ -148,17 +148,18 @@ async def load_over(connection: AbstractConnection, loads: Iterable[bytes]) -> N
             await connection.read_response()
 
 
-_CHANGE_ONCE: dict[str, None] = {}
+_ALL_OR_NOTHING: set[str] = set()
+"""The hashes of the scripts that change nothing if one of their commands is refused."""
 
 
 def note_all_or_nothing(script: str) -> None:
     """Note that a script has changed nothing if the server refuses one of its commands."""
-    _CHANGE_ONCE[hashlib.sha1(script.encode()).hexdigest()] = None  # noqa: S324 (its name)
+    _ALL_OR_NOTHING.add(hashlib.sha1(script.encode()).hexdigest())  # noqa: S324 (its name)
 
 
 def is_all_or_nothing(name: str, args: Any) -> bool:
     """Return whether a command runs such a script by its hash."""
-    return name in RUNS_BY_HASH and len(args) > 1 and _hash(args[1]) in _CHANGE_ONCE
+    return name in RUNS_BY_HASH and len(args) > 1 and _hash(args[1]) in _ALL_OR_NOTHING
 
 
 def is_missing(reply: object) -> bool:

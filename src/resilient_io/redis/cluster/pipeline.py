@@ -183,17 +183,19 @@ class ResilientClusterPipeline(FrequentCommands, ClusterPipeline):  # type: igno
         """
         errors = {at: each for at, each in enumerate(replies) if isinstance(each, Exception)}
         unknown = [at for at, each in errors.items() if isinstance(each, RedisOutcomeUnknown)]
-        for position in [*unknown, *errors][:1]:
-            error = errors[position]
-            if isinstance(error, RedisOutcomeUnknown):
-                missing = (at for at, each in errors.items() if isinstance(each, ResilientIOError))
-                error.answered = tuple(replies[: next(missing)])
-                error.unanswered = unknown
-            elif isinstance(error, ResponseError):
-                shown = _truncate(" ".join(map(safe_str, self._queue[position][0])))
-                why = f"Command # {position + 1} ({shown}) of pipeline caused error: {error}"
-                error.args = (why, *error.args[1:])
-            raise error
+        if not errors:
+            return
+        position = next(iter(unknown or errors))
+        error = errors[position]
+        if isinstance(error, RedisOutcomeUnknown):
+            missing = (at for at, each in errors.items() if isinstance(each, ResilientIOError))
+            error.answered = tuple(replies[: next(missing)])
+            error.unanswered = unknown
+        elif isinstance(error, ResponseError):
+            shown = _truncate(" ".join(map(safe_str, self._queue[position][0])))
+            why = f"Command # {position + 1} ({shown}) of pipeline caused error: {error}"
+            error.args = (why, *error.args[1:])
+        raise error
 
     # -- commands for several nodes ------------------------------------------------------------
 
